@@ -1,0 +1,296 @@
+"""The artifact: the directory that export writes and serving reads.
+
+    encoder.onnx   VIEWS uint8 [N,3,T,H,W]  -> FEATURES f32 [N,D]
+    head.onnx      FEATURES f32 [V,D]       -> ACTION_LOGITS [8], ACTION_PROBABILITIES [8], VIEW_WEIGHTS [V],
+                                               OFFENCE_SEVERITY_LOGITS [4], OFFENCE_SEVERITY_PROBABILITIES [4]
+    golden.npz     inputs and reference outputs for the self-test at start-up (`GOLDEN_TENSORS`)
+    parity.json    the checks against PyTorch that let the artifact be published
+    config.json    how the export was called
+    manifest.json  written last, by rename: an artifact without it does not exist
+
+Labels and the clip specification reach serving only through the manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mvfoul.clip import ClipSpec
+from mvfoul.errors import ArtifactError, ClipSpecError
+from mvfoul.labels import VOCABULARIES
+
+SCHEMA_VERSION: Final = 1
+MANIFEST: Final = "manifest.json"
+ENCODER: Final = "encoder.onnx"
+HEAD: Final = "head.onnx"
+GOLDEN: Final = "golden.npz"
+
+VIEWS: Final = "VIEWS"
+FEATURES: Final = "FEATURES"
+ACTION_LOGITS: Final = "ACTION_LOGITS"
+OFFENCE_SEVERITY_LOGITS: Final = "OFFENCE_SEVERITY_LOGITS"
+ACTION_PROBABILITIES: Final = "ACTION_PROBABILITIES"
+OFFENCE_SEVERITY_PROBABILITIES: Final = "OFFENCE_SEVERITY_PROBABILITIES"
+VIEW_WEIGHTS: Final = "VIEW_WEIGHTS"
+
+GOLDEN_TENSORS: Final = (
+    VIEWS,
+    FEATURES,
+    ACTION_LOGITS,
+    OFFENCE_SEVERITY_LOGITS,
+    ACTION_PROBABILITIES,
+    OFFENCE_SEVERITY_PROBABILITIES,
+    VIEW_WEIGHTS,
+)
+"""The arrays of golden.npz: one action, its views and what PyTorch answered, by tensor name."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, numpy dtype name and shape of a graph's input or output; a string in the shape is a dynamic axis."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One ONNX file and its tensors."""
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class PlanSpec:
+    """What a TensorRT plan was built for; it runs on nothing else."""
+
+    file: str
+    gpu_architecture: str
+    """Compute capability, such as "sm_90"."""
+    tensorrt_version: str
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The checkpoint that the artifact was made from."""
+
+    checkpoint_sha256: str
+    backbone: str
+    aggregation: str
+    epoch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything serving may rely on."""
+
+    clip: ClipSpec
+    encoder: GraphSpec
+    head: GraphSpec
+    origin: Origin
+    precision: str
+    """Of the encoder: "fp32" or "fp16". The head is always fp32."""
+    parity: Mapping[str, Any]
+    """`{"passed": true, ...}` and the figures worth showing; all of them are in parity.json."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of every file but the manifest. Filled in by `write_manifest`."""
+    labels: Mapping[str, tuple[str, ...]] = field(
+        default_factory=lambda: {str(head): names for head, names in VOCABULARIES.items()}
+    )
+    temperatures: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(VOCABULARIES, 1.0))
+    """Calibration per head, already inside head.onnx: probabilities = softmax(logits / temperature)."""
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    plan: PlanSpec | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    created_at: str = ""
+    """UTC, ISO 8601."""
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A verified artifact on disk."""
+
+    directory: Path
+    manifest: Manifest
+
+    @property
+    def version(self) -> str:
+        """Twelve hexadecimal digits that change whenever any file does."""
+        return hashlib.sha256(json.dumps(dict(self.manifest.files), sort_keys=True).encode()).hexdigest()[:12]
+
+    def path(self, name: str) -> Path:
+        """Return the path of one of the manifest's files.
+
+        Raises:
+            ArtifactError: The manifest does not list it.
+        """
+        if name not in self.manifest.files:
+            raise ArtifactError(f"{self.directory} has no {name}; it has {', '.join(sorted(self.manifest.files))}.")
+        return self.directory / name
+
+    def golden(self) -> dict[str, NDArray[Any]]:
+        """Return the self-test: one array per name of `GOLDEN_TENSORS`.
+
+        Raises:
+            ArtifactError: An array is missing.
+        """
+        with np.load(self.path(GOLDEN), allow_pickle=False) as archive:
+            if missing := [name for name in GOLDEN_TENSORS if name not in archive]:
+                raise ArtifactError(f"{self.directory / GOLDEN} lacks {missing}; export again.")
+            return {name: archive[name] for name in GOLDEN_TENSORS}
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> Artifact:
+    """Hash every file of `directory` and write manifest.json, last and by rename.
+
+    Raises:
+        ArtifactError: Parity has not passed, or a file that the manifest names is missing.
+    """
+    if manifest.parity.get("passed") is not True:
+        raise ArtifactError(f"{directory}: parity has not passed; nothing is published.")
+    names = sorted(path.name for path in directory.iterdir() if path.is_file() and path.name != MANIFEST)
+    if missing := [name for name in _required(manifest) if name not in names]:
+        raise ArtifactError(f"{directory} lacks {missing}; it cannot be published.")
+    document = {**_to_json(manifest), "files": {name: sha256_of(directory / name) for name in names}}
+    write_json(directory / MANIFEST, document)
+    return load_artifact(directory)
+
+
+def publish(work: Path, target: Path) -> Path:
+    """Move a finished work directory to `target`, replacing what is there; a killed process leaves one of both.
+
+    The old artifact is first renamed to `<target>.previous` (which replaces an older one), so a rollback is one rename.
+    """
+    previous = target.with_name(target.name + ".previous")
+    if target.exists():
+        if previous.exists():
+            shutil.rmtree(previous)
+        target.rename(previous)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work.rename(target)
+    return target
+
+
+def load_artifact(directory: Path) -> Artifact:
+    """Read an artifact and check it: schema, labels, clip specification, every file's hash.
+
+    Raises:
+        ArtifactError: It is incomplete, damaged, or of a schema that this version does not know; says the cure.
+    """
+    manifest = _read_manifest(directory)
+    for name, expected in manifest.files.items():
+        path = directory / name
+        if not path.is_file():
+            raise ArtifactError(f"{path} is missing, though the manifest lists it. Copy the whole directory again.")
+        if (actual := sha256_of(path)) != expected:
+            raise ArtifactError(
+                f"{path} has SHA-256 {actual[:12]}..., the manifest says {expected[:12]}.... "
+                "The file is damaged or was changed; copy the directory again, or export again."
+            )
+    if missing := [name for name in _required(manifest) if name not in manifest.files]:
+        raise ArtifactError(f"{directory / MANIFEST} does not list {missing}; export again.")
+    return Artifact(directory, manifest)
+
+
+def check_plan(plan: PlanSpec, *, gpu_architecture: str, tensorrt_version: str) -> None:
+    """Refuse a TensorRT plan on a machine that it was not built for.
+
+    Raises:
+        ArtifactError: Another GPU architecture or TensorRT version.
+    """
+    found = (gpu_architecture, tensorrt_version)
+    if found != (plan.gpu_architecture, plan.tensorrt_version):
+        raise ArtifactError(
+            f"{plan.file} was built for {plan.gpu_architecture} with TensorRT {plan.tensorrt_version}; here is "
+            f"{found[0]} with TensorRT {found[1]}. Build it here: python -m export --ckpt best.pth.tar --fp16"
+        )
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write indented JSON to a temporary name beside `path`, flush it to disk and rename it."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
+        try:
+            json.dump(document, stream, indent=2, allow_nan=False)
+            stream.write("\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+            Path(stream.name).replace(path)
+        except BaseException:
+            Path(stream.name).unlink(missing_ok=True)
+            raise
+
+
+def _required(manifest: Manifest) -> tuple[str, ...]:
+    plan = (manifest.plan.file,) if manifest.plan else ()
+    return (manifest.encoder.file, manifest.head.file, GOLDEN, "parity.json", "config.json", *plan)
+
+
+def _to_json(manifest: Manifest) -> dict[str, Any]:
+    document = asdict(manifest)
+    return {"schema_version": document.pop("schema_version"), **document, "clip": manifest.clip.to_json()}
+
+
+def _read_manifest(directory: Path) -> Manifest:
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise ArtifactError(
+            f"{directory} is not an artifact: no {MANIFEST} in it. Make one: python -m export --ckpt best.pth.tar"
+        )
+    try:
+        document = json.loads(path.read_text())
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} is not JSON ({error}); export again.") from error
+    schema = document.get("schema_version") if isinstance(document, dict) else None
+    if schema != SCHEMA_VERSION:
+        raise ArtifactError(f"{path} has schema version {schema!r}; this version reads {SCHEMA_VERSION}. Export again.")
+    try:
+        return _parse_manifest(document, path)
+    except (KeyError, TypeError, ClipSpecError) as error:
+        raise ArtifactError(f"{path} is not a manifest of schema {SCHEMA_VERSION}: {error}. Export again.") from error
+
+
+def _parse_manifest(document: dict[str, Any], path: Path) -> Manifest:
+    labels = {head: tuple(names) for head, names in document["labels"].items()}
+    if labels != dict(VOCABULARIES):
+        raise ArtifactError(f"{path} has labels {labels}; this version knows {dict(VOCABULARIES)}. Export again.")
+    if unknown := sorted(set(document) - {f.name for f in fields(Manifest)}):
+        raise ArtifactError(f"{path} has unknown fields {unknown}; use the version that wrote it.")
+    if unsafe := [name for name in document["files"] if Path(name).name != name]:
+        raise ArtifactError(f"{path} names files outside its directory: {unsafe}. Do not use it.")
+    parsed = {
+        "labels": labels,
+        "clip": ClipSpec.from_json(document["clip"]),
+        "encoder": _parse_graph(document["encoder"]),
+        "head": _parse_graph(document["head"]),
+        "origin": Origin(**document["origin"]),
+        "plan": PlanSpec(**document["plan"]) if document.get("plan") else None,
+    }
+    return Manifest(**{**document, **parsed})
+
+
+def _parse_graph(document: Mapping[str, Any]) -> GraphSpec:
+    def tensors(items: Iterable[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(t["name"], t["dtype"], tuple(t["shape"])) for t in items)
+
+    return GraphSpec(document["file"], tensors(document["inputs"]), tensors(document["outputs"]))

@@ -1,0 +1,50 @@
+"""Every error this platform raises on purpose.
+
+    MVFoulError
+    ├── LabelError          an annotation or prediction holds a label outside the two vocabularies
+    ├── ClipSpecError       a clip specification contradicts itself
+    ├── InvalidClipError    bytes or a file that cannot become the frames of a clip specification
+    ├── AnnotationError     annotations.json, or the data set's layout, is not the official one
+    ├── ConfigError         a flag or a combination of flags is refused
+    ├── CheckpointError     a .pth.tar is damaged, foreign, or of another architecture
+    └── ArtifactError       an export directory is incomplete, damaged, or made for something else
+
+Each message names the value, the place and the cure. Command-line tools print the message and exit with `exit_code`;
+only errors that are bugs show a traceback.
+"""
+
+from __future__ import annotations
+
+
+class MVFoulError(Exception):
+    """Base of all errors that a user can cure."""
+
+    exit_code = 2
+
+
+class LabelError(MVFoulError, ValueError):
+    """A label is not one of the two vocabularies."""
+
+
+class ClipSpecError(MVFoulError, ValueError):
+    """A clip specification contradicts itself."""
+
+
+class InvalidClipError(MVFoulError, ValueError):
+    """A clip is unusable: not a video, damaged, too short or over a limit. Retrying does not help."""
+
+
+class AnnotationError(MVFoulError, ValueError):
+    """The data set does not have the official layout."""
+
+
+class ConfigError(MVFoulError, ValueError):
+    """A flag, or a combination of flags, is refused."""
+
+
+class CheckpointError(MVFoulError, ValueError):
+    """A checkpoint cannot be used for what was asked."""
+
+
+class ArtifactError(MVFoulError, ValueError):
+    """An export directory cannot be served."""

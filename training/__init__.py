@@ -1,0 +1,1 @@
+"""From clips and annotations to a checkpoint. Knows mvfoul; never export or serving."""

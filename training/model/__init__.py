@@ -1,0 +1,1 @@
+"""The network: a backbone per view, an aggregation over views, two heads."""
