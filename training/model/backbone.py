@@ -18,6 +18,7 @@ from torchvision.models import WeightsEnum, video
 
 from mvfoul.clip import KINETICS_MEAN, KINETICS_STD, RGB, ClipSpec
 from mvfoul.errors import CheckpointError, ConfigError
+from training.model.mvit import build_mvit_v2_s
 
 BackboneName = Literal["mvit_v2_s", "r3d_18", "r2plus1d_18", "mc3_18", "s3d"]
 BACKBONE_NAMES: Final[tuple[BackboneName, ...]] = get_args(BackboneName)
@@ -130,15 +131,9 @@ def build_backbone(name: BackboneName, *, clip: ClipSpec, weights: str | Path = 
 
 
 def _bare_network(name: BackboneName, clip: ClipSpec) -> nn.Module:
-    options: dict[str, Any] = {}
     if name == "mvit_v2_s":
-        if clip.num_frames % 2 or clip.size_px % 32:
-            raise ConfigError(
-                f"mvit_v2_s needs an even number of frames and a size that 32 divides; the clip spec has "
-                f"{clip.num_frames} frames of {clip.size_px} px."
-            )
-        options = {"temporal_size": clip.num_frames, "spatial_size": (clip.size_px, clip.size_px)}
-    network: nn.Module = getattr(video, name)(weights=None, **options)
+        return build_mvit_v2_s(clip)
+    network: nn.Module = getattr(video, name)(weights=None)
     return network
 
 
