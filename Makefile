@@ -1,0 +1,55 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Each installs what it needs into .venv.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+STAMP := $(VENV)/.installed
+
+# make demo: another data set in the official layout, a checkpoint to use instead of training, where to write.
+DATA ?=
+CKPT ?=
+OUT ?= runs/demo
+
+.PHONY: help setup demo test test-slow test-gpu check format benchmarks clean
+
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  make demo DATA=<folder in the official layout> [CKPT=best.pth.tar] [OUT=runs/demo]"
+
+setup: $(STAMP) ## Install everything into .venv (the other targets call it)
+
+$(STAMP): pyproject.toml constraints.txt scripts/setup.sh scripts/debian-packages.sh
+	@scripts/setup.sh $(VENV)
+
+demo: $(STAMP) ## Data, training, evaluation, export, server, one decision: on CPU, under 8 minutes
+	@$(PY) scripts/demo.py --out "$(OUT)" $(if $(DATA),--data "$(DATA)") $(if $(CKPT),--ckpt "$(CKPT)")
+
+test: check ## Every check and every fast test
+	$(PY) -m pytest -m "not slow and not gpu"
+
+test-slow: $(STAMP) ## Full-size work of minutes
+	$(PY) -m pytest -m slow
+
+test-gpu: $(STAMP) ## What needs a CUDA device
+	$(PY) -m pytest -m gpu
+
+check: $(STAMP) ## Format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## Format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+benchmarks: $(STAMP) ## Every benchmark that runs on a CPU, to the terminal
+	$(PY) benchmarks/decode.py
+	$(PY) benchmarks/serve.py --artifact "$(OUT)/artifact"
+
+clean: ## Remove caches; keeps .venv and runs/
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
