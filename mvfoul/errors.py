@@ -7,7 +7,13 @@
     ├── AnnotationError     annotations.json, or the data set's layout, is not the official one
     ├── ConfigError         a flag or a combination of flags is refused
     ├── CheckpointError     a .pth.tar is damaged, foreign, or of another architecture
-    └── ArtifactError       an export directory is incomplete, damaged, or made for something else
+    ├── ArtifactError       an export directory is incomplete, damaged, or made for something else
+    └── ServiceError        a server did not answer a request (each has one gRPC and one HTTP status)
+        ├── RequestError          the request breaks the contract; do not repeat it
+        │   ├── UnknownModelError     it asks for a model or version that is not served
+        │   └── RequestTooLargeError  it is over the size limit
+        ├── OverloadedError       too many requests in flight; repeat it later
+        └── UnavailableError      not reachable, starting, stopping, or too slow; repeat it later or elsewhere
 
 Each message names the value, the place and the cure. Command-line tools print the message and exit with `exit_code`;
 only errors that are bugs show a traceback.
@@ -48,3 +54,35 @@ class CheckpointError(MVFoulError, ValueError):
 
 class ArtifactError(MVFoulError, ValueError):
     """An export directory cannot be served."""
+
+
+class ServiceError(MVFoulError):
+    """A server did not answer a request, for a reason that is not one of the classes below."""
+
+    exit_code = 5
+
+
+class RequestError(ServiceError, ValueError):
+    """A request breaks the server's contract. Retrying does not help."""
+
+    exit_code = 2
+
+
+class UnknownModelError(RequestError):
+    """A request names a model, or a version of it, that is not served."""
+
+
+class RequestTooLargeError(RequestError):
+    """A request is over the server's size limit."""
+
+
+class OverloadedError(ServiceError):
+    """The server has as many requests in flight as it accepts. Retry with backoff."""
+
+    exit_code = 4
+
+
+class UnavailableError(ServiceError):
+    """The server cannot be reached, is starting or stopping, or did not answer in time. Retry later."""
+
+    exit_code = 3
