@@ -132,7 +132,8 @@ def build_backbone(name: BackboneName, *, clip: ClipSpec, weights: str | Path = 
 
 def _bare_network(name: BackboneName, clip: ClipSpec) -> nn.Module:
     if name == "mvit_v2_s":
-        return build_mvit_v2_s(clip)
+        mvit: nn.Module = build_mvit_v2_s(clip)
+        return mvit
     network: nn.Module = getattr(video, name)(weights=None)
     return network
 
