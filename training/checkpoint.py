@@ -1,0 +1,150 @@
+"""Checkpoints: written atomically, read without running code from the file, refused with a reason.
+
+A `.pth.tar` is one `torch.save`d dictionary of plain types and tensors, so `torch.load(weights_only=True)` reads it. It
+carries all that is needed to rebuild the network: labels, clip specification, backbone and aggregation.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from mvfoul.clip import ClipSpec
+from mvfoul.errors import CheckpointError, ClipSpecError
+from mvfoul.labels import VOCABULARIES
+from training.model.network import FoulNetwork
+
+SCHEMA_VERSION: Final = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Everything of a run at the end of an epoch."""
+
+    epoch: int
+    """Epochs finished."""
+    backbone: str
+    aggregation: str
+    clip: ClipSpec
+    state_dict: Mapping[str, Tensor]
+    optimizer: Mapping[str, Any] | None = None
+    scheduler: Mapping[str, Any] | None = None
+    scaler: Mapping[str, Any] | None = None
+    histories: Mapping[str, list[float]] = field(default_factory=dict)
+    """One value per epoch and curve, such as "valid/score"."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    """The metrics of the validation split at this epoch."""
+    temperatures: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(map(str, VOCABULARIES), 1.0))
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write to a temporary name beside `path`, flush to disk, rename: a killed process leaves the old file whole.
+
+    Raises:
+        CheckpointError: The disk is full or read-only; the old file is untouched.
+    """
+    document = {f.name: getattr(checkpoint, f.name) for f in fields(Checkpoint)}
+    document |= {
+        "schema_version": SCHEMA_VERSION,
+        "clip": checkpoint.clip.to_json(),
+        "labels": {head: list(names) for head, names in VOCABULARIES.items()},
+    }
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
+            temporary = Path(stream.name)
+            torch.save(document, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"cannot write {path}: {error}. Free space or choose another --output.") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint to CPU memory.
+
+    Raises:
+        CheckpointError: Missing, damaged, foreign, of another schema, or with other labels; says the cure.
+    """
+    document = _read(path)
+    if "schema_version" not in document:
+        raise CheckpointError(_foreign(path, document))
+    if document["schema_version"] != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path} has schema version {document['schema_version']!r}; this version reads {SCHEMA_VERSION}. "
+            "Use the version that wrote it, or train again."
+        )
+    expected = {head: list(names) for head, names in VOCABULARIES.items()}
+    if document.get("labels") != expected:
+        raise CheckpointError(f"{path} was trained on labels {document.get('labels')}; this version knows {expected}.")
+    try:
+        values = {f.name: document[f.name] for f in fields(Checkpoint)}
+        return Checkpoint(**{**values, "clip": ClipSpec.from_json(document["clip"])})
+    except (KeyError, TypeError, ClipSpecError) as error:
+        raise CheckpointError(f"{path} is not a complete checkpoint: {error}. Use another, or train again.") from error
+
+
+def build_network(checkpoint: Checkpoint, *, source: str = "checkpoint") -> FoulNetwork:
+    """Rebuild the network of a checkpoint, in evaluation mode on the CPU.
+
+    Raises:
+        CheckpointError: The weights are not those of the backbone and aggregation that the checkpoint names.
+    """
+    network = FoulNetwork(checkpoint.backbone, checkpoint.aggregation, clip=checkpoint.clip)  # type: ignore[arg-type]
+    own = network.state_dict()
+    wrong = sorted(set(own) ^ set(checkpoint.state_dict)) or [
+        key for key in own if own[key].shape != checkpoint.state_dict[key].shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{source} does not fit {checkpoint.backbone} with {checkpoint.aggregation}: "
+            f"{len(wrong)} tensors differ, first {wrong[0]}. It is of another architecture or version; train again."
+        )
+    network.load_state_dict(checkpoint.state_dict)
+    return network.eval()
+
+
+def load_network(path: Path, device: str | torch.device = "cpu") -> tuple[FoulNetwork, Checkpoint]:
+    """Read a checkpoint and rebuild its network, in evaluation mode.
+
+    Raises:
+        CheckpointError: See `load_checkpoint` and `build_network`.
+    """
+    checkpoint = load_checkpoint(path)
+    return build_network(checkpoint, source=str(path)).to(device), checkpoint
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no checkpoint at {path}. Train one: python -m training --data.root DIR") from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} is damaged or not a checkpoint ({reason}). Copy it again.") from error
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{path} holds a {type(document).__name__}, not a checkpoint of this project.")
+    return document
+
+
+def _foreign(path: Path, document: Mapping[str, Any]) -> str:
+    keys = sorted(map(str, document))
+    state = document.get("state_dict")
+    if isinstance(state, Mapping) and any(str(key).startswith("mvnetwork.") for key in state):
+        return f"{path} is a published VARS checkpoint (keys {keys}), which this version cannot import yet."
+    return f"{path} is no checkpoint of this project: it has the keys {keys[:8]}, and no schema_version."
