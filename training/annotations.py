@@ -1,0 +1,295 @@
+"""From annotations.json to the actions that can be used, and a report of those that cannot.
+
+    <root>/<split>/annotations.json    <root>/<split>/action_<id>/clip_<k>.mp4
+
+Different tools write the splits differently (`train`, `Train`, `chall`, `challenge`): folders are found in any known
+spelling, and in code a split has one name. The official filter leaves 2,319 of 2,916 training actions.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+from mvfoul.errors import AnnotationError, LabelError
+from mvfoul.labels import (
+    ACTION_CLASSES,
+    VOCABULARIES,
+    FoulLabels,
+    Head,
+    normalise_action_class,
+    normalise_offence,
+    normalise_severity,
+    offence_severity_index,
+)
+
+Split = Literal["train", "valid", "test", "challenge"]
+SPLITS: Final[tuple[Split, ...]] = get_args(Split)
+
+_SPELLINGS: Final[Mapping[str, Split]] = {
+    **{split: split for split in SPLITS},
+    "val": "valid",
+    "validation": "valid",
+    "chall": "challenge",
+}
+_LABEL_FIELDS: Final = ("Action class", "Offence", "Severity")
+_URL: Final = re.compile(r"(?:^|/)(?P<action>action_\w+)/(?P<clip>clip_\d{1,4})(?:\.mp4)?$")
+
+
+@dataclass(frozen=True)
+class ClipRecord:
+    """One view's file and what the annotations say of it."""
+
+    path: Path
+    camera_type: str
+    replay_speed: float | None
+    """How many times slower than life the replay runs, 1 to 10; None where the annotations give no number."""
+    timestamp_ms: float | None
+    """Position in the broadcast half; None where the annotations give no number."""
+
+
+@dataclass(frozen=True)
+class ActionRecord:
+    """One incident and the clips of it that are on disk, in the annotations' order."""
+
+    action_id: str
+    split: Split
+    labels: FoulLabels | None
+    """None in a challenge split without labels, and for actions that only `filtered=False` keeps."""
+    clips: tuple[ClipRecord, ...]
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """An action that is not used, and why."""
+
+    action_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ClipIssue:
+    """Something odd about the clips of an action that is used nevertheless."""
+
+    action_id: str
+    clip: str
+    """Such as "clip_2"."""
+    reason: Literal["missing on disk", "gap in the clip numbers", "listed twice", "on disk but not in the annotations"]
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """One split."""
+
+    split: Split
+    folder: Path
+    records: tuple[ActionRecord, ...]
+    dropped: tuple[Dropped, ...]
+    clip_issues: tuple[ClipIssue, ...]
+
+    def class_counts(self, head: Head) -> tuple[int, ...]:
+        """Return how many labelled actions each label of `head` has, in the order of the vocabulary."""
+        counts = Counter(getattr(record.labels, head) for record in self.records if record.labels is not None)
+        return tuple(counts[index] for index in range(len(VOCABULARIES[head])))
+
+    def view_counts(self) -> Mapping[int, int]:
+        """Return how many actions have 1, 2, ... clips on disk."""
+        return dict(sorted(Counter(len(record.clips) for record in self.records).items()))
+
+    def dropped_table(self) -> str:
+        """Return plain text: how many actions were dropped, per reason, and how many are left."""
+        rows = Counter(item.reason for item in self.dropped).most_common()
+        lines = [f"{self.split}: {len(self.records)} actions used, {len(self.dropped)} dropped"]
+        return "\n".join(lines + [f"{count:>7}  {reason}" for reason, count in rows])
+
+
+def load_annotations(root: Path, split: str, *, filtered: bool = True) -> Annotations:
+    """Read one split, with the official filter.
+
+    The filter drops the action class "" or "Dont know"; the offence "" or "Between" unless the class is Dive; the
+    severity "", 2.0 or 4.0 unless the class is Dive or there is no offence. Of what is left, the offence "" or
+    "Between" counts as Offence, and the severity "", 2.0 or 4.0 as 1.0 (no card).
+
+    Args:
+        root: The folder with the splits in it.
+        split: In any known spelling.
+        filtered: False keeps the actions that the filter would drop, without labels. A challenge split in which no
+            action has a label is never filtered.
+
+    Raises:
+        AnnotationError: The folder or the file is not what it should be, a label is unknown, or no action is left.
+    """
+    name = canonical_split(split)
+    folder = find_split(Path(root), name)
+    actions = _read_actions(folder / "annotations.json")
+    labelled = name != "challenge" or any(
+        _text(fields.get(key)) for fields in actions.values() for key in _LABEL_FIELDS
+    )
+    records: list[ActionRecord] = []
+    dropped: list[Dropped] = []
+    issues: list[ClipIssue] = []
+    for action_id, fields in actions.items():
+        labels = _labels(action_id, fields, folder) if labelled else None
+        if isinstance(labels, str) and filtered:
+            dropped.append(Dropped(action_id, labels))
+            continue
+        clips, odd = _clips(action_id, fields, folder)
+        issues += odd
+        if clips:
+            records.append(ActionRecord(action_id, name, labels if isinstance(labels, FoulLabels) else None, clips))
+        else:
+            dropped.append(Dropped(action_id, "no clip on disk"))
+    annotations = Annotations(name, folder, tuple(records), tuple(dropped), tuple(issues))
+    if not records:
+        raise AnnotationError(f"{folder} has no usable action.\n{annotations.dropped_table()}")
+    return annotations
+
+
+def canonical_split(split: str) -> Split:
+    """Return the one name of a split.
+
+    Raises:
+        AnnotationError: Not a split.
+    """
+    if (name := _SPELLINGS.get(split.casefold())) is None:
+        raise AnnotationError(f"unknown split {split!r}; known: {', '.join(_SPELLINGS)}.")
+    return name
+
+
+def find_split(root: Path, split: Split) -> Path:
+    """Return the folder of a split, whatever its spelling.
+
+    Raises:
+        AnnotationError: The root or the split is missing, or two folders spell the same split.
+    """
+    if (root / "annotations.json").is_file():
+        raise AnnotationError(f"{root} is itself a split (it has an annotations.json); name its parent {root.parent}.")
+    folders = split_folders(root)
+    found = folders.get(split, [])
+    if not found:
+        there = ", ".join(path.name for paths in folders.values() for path in paths) or "none"
+        raise AnnotationError(f"{root} has no split {split!r} (a folder with an annotations.json); it has: {there}.")
+    if len(found) > 1:
+        raise AnnotationError(f"{root} has {split!r} twice: {', '.join(p.name for p in found)}; remove or rename one.")
+    return found[0]
+
+
+def split_folders(root: Path) -> dict[Split, list[Path]]:
+    """Return the folders of `root` that hold a split, by split.
+
+    Raises:
+        AnnotationError: `root` is no folder.
+    """
+    if not root.is_dir():
+        raise AnnotationError(f"data root {root} is not a folder; name the one that holds train, valid and test.")
+    folders: dict[Split, list[Path]] = {}
+    for path in sorted(root.iterdir()):
+        if (split := _SPELLINGS.get(path.name.casefold())) and (path / "annotations.json").is_file():
+            folders.setdefault(split, []).append(path)
+    return {split: folders[split] for split in SPLITS if split in folders}
+
+
+def _read_actions(path: Path) -> dict[str, Mapping[str, Any]]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON, and of bytes that are not UTF-8
+        raise AnnotationError(f"{path} is not JSON ({error}); download it again.") from error
+    actions = document.get("Actions") if isinstance(document, Mapping) else None
+    if not isinstance(actions, Mapping) or not all(isinstance(fields, Mapping) for fields in actions.values()):
+        raise AnnotationError(f'{path} has no object "Actions" of objects; it is not a file of SoccerNet-MVFoul.')
+    if not actions:
+        raise AnnotationError(f'{path} has no action: its object "Actions" is empty.')
+    return {str(action_id): fields for action_id, fields in actions.items()}
+
+
+def _labels(action_id: str, fields: Mapping[str, Any], folder: Path) -> FoulLabels | str:
+    """Return the labels, or the reason why the official filter drops the action."""
+    try:
+        return _filter(
+            normalise_action_class(fields.get("Action class")),
+            normalise_offence(fields.get("Offence")),
+            normalise_severity(fields.get("Severity")),
+        )
+    except LabelError as error:
+        raise AnnotationError(f"{folder / 'annotations.json'}, action {action_id}: {error}") from error
+
+
+def _filter(action_class: str, offence: str, severity: str) -> FoulLabels | str:
+    dive, undecided = action_class == "Dive", severity in ("", "2.0", "4.0")
+    if not action_class:
+        return 'action class is "" or "Dont know"'
+    if offence in ("", "Between") and not dive:
+        return f'offence is "{offence}"'
+    if undecided and not dive and offence != "No offence":
+        return f'severity is "{severity}"'
+    offence = "Offence" if offence in ("", "Between") else offence
+    severity = "1.0" if undecided else severity
+    return FoulLabels(ACTION_CLASSES.index(action_class), offence_severity_index(offence, severity))
+
+
+def _clips(
+    action_id: str, fields: Mapping[str, Any], folder: Path
+) -> tuple[tuple[ClipRecord, ...], tuple[ClipIssue, ...]]:
+    """Return the clips that are on disk, and what is odd about the rest."""
+    listed = [_clip(action_id, item, folder) for item in _clip_items(action_id, fields, folder)]
+    on_disk = {path for parent in {clip.path.parent for clip in listed} for path in _mp4_files(parent)}
+    unique = {clip.path: clip for clip in listed}
+    missing = [path for path in unique if path not in on_disk]
+    issues = [
+        *_issues(action_id, missing, "missing on disk"),
+        *_issues(action_id, sorted(on_disk - set(unique)), "on disk but not in the annotations"),
+        *_issues(action_id, [path for path, n in Counter(c.path for c in listed).items() if n > 1], "listed twice"),
+        *_issues(action_id, _gaps(unique), "gap in the clip numbers"),
+    ]
+    return tuple(clip for path, clip in unique.items() if path in on_disk), tuple(issues)
+
+
+def _clip_items(action_id: str, fields: Mapping[str, Any], folder: Path) -> list[Mapping[str, Any]]:
+    items = fields.get("Clips")
+    if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
+        raise AnnotationError(f'{folder / "annotations.json"}, action {action_id}: "Clips" is not a list of objects.')
+    return items
+
+
+def _clip(action_id: str, item: Mapping[str, Any], folder: Path) -> ClipRecord:
+    url = _text(item.get("Url")).replace("\\", "/")
+    if (match := _URL.search(url)) is None:
+        raise AnnotationError(
+            f"{folder / 'annotations.json'}, action {action_id}: clip Url {url!r} does not end in action_<id>/clip_<k>."
+        )
+    path = folder / match["action"] / f"{match['clip']}.mp4"
+    return ClipRecord(
+        path, _text(item.get("Camera type")), _number(item.get("Replay speed")), _number(item.get("Timestamp"))
+    )
+
+
+def _mp4_files(folder: Path) -> Iterable[Path]:
+    # One listing per action: on network storage much faster than asking for each file.
+    return folder.glob("*.mp4") if folder.is_dir() else ()
+
+
+def _gaps(paths: Iterable[Path]) -> list[Path]:
+    """Return the clips that the numbering skips, from clip_0 to the highest number."""
+    numbers = {int(path.stem.removeprefix("clip_")) for path in paths}
+    skipped = sorted(set(range(max(numbers, default=0))) - numbers)
+    return [Path(f"clip_{number}.mp4") for number in skipped]
+
+
+def _issues(action_id: str, paths: Iterable[Path], reason: Any) -> list[ClipIssue]:
+    return [ClipIssue(action_id, path.stem, reason) for path in paths]
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(_text(value))
+    except ValueError:
+        return None
