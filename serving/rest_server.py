@@ -1,0 +1,183 @@
+"""Open Inference Protocol over REST: KServe's endpoints, our own for inference, and /metrics.
+
+KServe's inference endpoint turns raw tensors into lists of numbers and cannot read raw BYTES; `serving.rest_body` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from kserve import InferInput, InferRequest, InferResponse
+from kserve.errors import ModelNotReady, ServerNotReady
+from kserve.protocol.infer_type import RequestedOutput
+from kserve.protocol.model_repository_extension import ModelRepositoryExtension
+from kserve.protocol.rest.server import metrics_handler
+from kserve.protocol.rest.v2_endpoints import register_v2_endpoints
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from mvfoul.errors import ConfigError, MVFoulError, RequestTooLargeError
+from serving.dataplane import FoulDataPlane
+from serving.metrics import Metrics
+from serving.protocol import Tensor
+from serving.rest_body import JSON_LENGTH_HEADER, RestRequest, parse_body
+from serving.status import status_of
+
+log = logging.getLogger("mvfoul.serving")
+
+
+class InferEndpoint:
+    """`POST /v2/models/{name}[/versions/{version}]/infer`."""
+
+    def __init__(self, data_plane: FoulDataPlane, metrics: Metrics, *, max_request_bytes: int) -> None:
+        self._plane = data_plane
+        self._metrics = metrics
+        self._max_request_bytes = max_request_bytes
+
+    async def infer(self, request: Request, model_name: str, model_version: str = "") -> Response:
+        """Answer one inference request."""
+        with self._metrics.request("rest"):
+            model = self._plane.check_model(model_name, model_version)
+            # Before the body, so that what will be refused is not read into memory first.
+            model.core.check_capacity()
+            body = await self._read(request)
+            parsed = parse_body(body, request.headers.get(JSON_LENGTH_HEADER))
+            response, _ = await self._plane.infer(model_name=model_name, request=_to_kserve(model_name, parsed))
+            return _to_http(response)
+
+    async def _read(self, request: Request) -> bytes:
+        announced = request.headers.get("content-length", "")
+        self._check_size(int(announced) if announced.isdigit() else 0)
+        chunks: list[bytes] = []
+        size = 0
+        async for chunk in request.stream():
+            size += len(chunk)
+            self._check_size(size)
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_request_bytes:
+            raise RequestTooLargeError(
+                f"the request has {size} bytes or more; this server takes {self._max_request_bytes}. Send smaller "
+                "clips (only the seconds around the contact are used), or gRPC, which needs no base64."
+            )
+
+
+class RestServer(uvicorn.Server):
+    """uvicorn on a socket of ours; tells when it listens, and leaves signals to the one who runs it."""
+
+    def __init__(self, app: FastAPI, listener: socket.socket, *, grace_s: float) -> None:
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=max(1, round(grace_s))
+        )
+        super().__init__(config)
+        self._listener = listener
+        self.listening = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signal handlers alone."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and set `listening`."""
+        await super().startup(sockets)
+        self.listening.set()
+
+    async def run_until_stopped(self) -> None:
+        """Serve until `should_exit` is set and the requests in flight are answered."""
+        await self.serve(sockets=[self._listener])
+
+
+def build_app(endpoint: InferEndpoint, data_plane: FoulDataPlane, repository: ModelRepositoryExtension) -> FastAPI:
+    """Return the web application."""
+    app = FastAPI(title="mvfoul", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_api_route("/", data_plane.live, methods=["GET"])
+    app.add_api_route("/metrics", metrics_handler, methods=["GET"])
+    for path in ("/v2/models/{model_name}/infer", "/v2/models/{model_name}/versions/{model_version}/infer"):
+        app.add_api_route(path, endpoint.infer, methods=["POST"], response_model=None)
+    # After ours: the first route that fits a path answers.
+    register_v2_endpoints(app, data_plane, repository)
+    app.add_exception_handler(MVFoulError, _refuse)
+    app.add_exception_handler(HTTPException, _refuse_path)
+    for kind in (ServerNotReady, ModelNotReady):
+        app.add_exception_handler(kind, _not_ready)
+    app.add_exception_handler(NotImplementedError, _not_implemented)
+    app.add_exception_handler(Exception, _internal)
+    return app
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket bound to the address, so that its port is known before anything starts.
+
+    Raises:
+        ConfigError: The address cannot be bound.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}:{port} for HTTP ({error}); choose another --http-port.") from error
+    return listener
+
+
+def _to_kserve(model_name: str, parsed: RestRequest) -> InferRequest:
+    return InferRequest(
+        model_name,
+        [_input(tensor) for tensor in parsed.tensors],
+        request_id=parsed.request_id,
+        parameters=dict(parsed.parameters),
+        request_outputs=[RequestedOutput(name, dict(parameters)) for name, parameters in parsed.outputs] or None,
+    )
+
+
+def _input(tensor: Tensor) -> InferInput:
+    item = InferInput(tensor.name, list(tensor.shape), tensor.datatype)
+    if isinstance(tensor.data, bytes):
+        item._raw_data = tensor.data  # KServe has no other way to set it from bytes
+    else:
+        item.data = tensor.data
+    return item
+
+
+def _to_http(response: InferResponse) -> Response:
+    content, json_length = response.to_rest()
+    if json_length is None:
+        return JSONResponse(content)
+    headers = {JSON_LENGTH_HEADER: str(json_length)}
+    return Response(content, headers=headers, media_type="application/octet-stream")
+
+
+async def _refuse(_: Request, error: Exception) -> Response:
+    return JSONResponse({"error": str(error)}, status_code=status_of(error).http)
+
+
+async def _refuse_path(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 404
+    message = f"{request.method} {request.url.path[:200]} is not served here; see GET /v2 and GET /v2/models."
+    return JSONResponse({"error": message}, status_code=status)
+
+
+async def _not_ready(_: Request, error: Exception) -> Response:
+    return JSONResponse({"error": str(error)}, status_code=503)
+
+
+async def _not_implemented(_: Request, error: Exception) -> Response:
+    return JSONResponse({"error": str(error)}, status_code=501)
+
+
+async def _internal(_: Request, error: Exception) -> Response:
+    # The log gets the traceback from uvicorn; the client gets no details of the inside.
+    log.debug("internal error: %s", error)
+    return JSONResponse({"error": "internal error; the server's log has it."}, status_code=500)

@@ -1,0 +1,143 @@
+"""The process: artifact, self-test, engine, both protocols, and an orderly stop.
+
+`ModelServer.start` of KServe listens on every interface and answers new requests with NOT_FOUND while it stops; the
+methods replaced here bind the address that was asked for and finish what is in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+
+from kserve import ModelServer
+from kserve.model_repository import ModelRepository
+
+from mvfoul.artifact import load_artifact
+from serving.config import ServeConfig, available_cpus
+from serving.dataplane import ClosedRepository, FoulDataPlane
+from serving.engine import Engine, EngineSettings
+from serving.graphs import OnnxGraphs
+from serving.grpc_server import FoulServicer, build_grpc_server
+from serving.metrics import Metrics
+from serving.model import FoulModel
+from serving.rest_server import InferEndpoint, RestServer, bind, build_app
+
+log = logging.getLogger("mvfoul.serving")
+
+
+def serve(config: ServeConfig) -> None:
+    """Serve until SIGTERM or SIGINT; prints one line READY to stdout when both protocols answer.
+
+    Raises:
+        ArtifactError: The artifact is damaged or fails its self-test.
+        ConfigError: An address cannot be bound.
+    """
+    _configure_logging(config.log_level)
+    engine = load_engine(config)
+    try:
+        FoulServer(config, engine).start()
+    finally:
+        engine.close()
+
+
+def load_engine(config: ServeConfig) -> Engine:
+    """Load and verify the artifact, and run its self-test.
+
+    Raises:
+        ArtifactError: It is damaged or computes something else than at export.
+    """
+    artifact = load_artifact(config.artifact)
+    graphs = OnnxGraphs(artifact, threads=config.threads or available_cpus())
+    graphs.self_test(artifact)
+    log.info("artifact %s (%s) passed its self-test", config.artifact, artifact.version)
+    settings = EngineSettings(
+        decode_workers=config.decode_workers or available_cpus(),
+        max_in_flight=config.max_in_flight,
+        abstain_below=config.abstain_below,
+    )
+    return Engine(artifact, graphs, settings)
+
+
+class FoulServer(ModelServer):  # type: ignore[misc]  # kserve has no types
+    """Both protocols over one engine."""
+
+    def __init__(self, config: ServeConfig, engine: Engine) -> None:
+        registry = ModelRepository()
+        super().__init__(registered_models=registry, enable_latency_logging=False)
+        self._config = config
+        self._metrics = Metrics(engine.artifact)
+        self._model = FoulModel(config.model_name, engine, self._metrics)
+        self.register_model(self._model)
+        self.dataplane = FoulDataPlane(self._model, registry)
+        self.model_repository_extension = ClosedRepository(registry)
+
+    def start(self, models: Sequence[FoulModel] = ()) -> None:
+        """Serve the one model that this server was built with, until a signal.
+
+        Raises:
+            ConfigError: An address cannot be bound.
+        """
+        if models:
+            raise TypeError("the model is given to FoulServer's constructor")
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        config = self._config
+        servicer = FoulServicer(self.dataplane, self.model_repository_extension, self._metrics)
+        address = _address(config.host, config.grpc_port)
+        grpc_server, grpc_port = build_grpc_server(servicer, address, max_request_bytes=config.max_request_bytes)
+        endpoint = InferEndpoint(self.dataplane, self._metrics, max_request_bytes=config.max_request_bytes)
+        app = build_app(endpoint, self.dataplane, self.model_repository_extension)
+        with contextlib.closing(bind(config.host, config.http_port)) as listener:
+            rest_server = RestServer(app, listener, grace_s=config.grace_s)
+            stopped = _on_signal()
+            rest = asyncio.create_task(rest_server.run_until_stopped())
+            await grpc_server.start()
+            await _first_of(rest, rest_server.listening)
+            self._announce(listener.getsockname()[1], grpc_port)
+            await _first_of(rest, stopped)
+            log.info("stopping: %d requests in flight", self._model.core.in_flight)
+            self._model.ready = False
+            rest_server.should_exit = True
+            await asyncio.gather(grpc_server.stop(config.grace_s), rest)
+            log.info("stopped")
+
+    def _announce(self, http_port: int, grpc_port: int) -> None:
+        host = self._config.host
+        http, grpc_address = _address(host, http_port), _address(host, grpc_port)
+        model = f"model={self._model.name} artifact={self._model.version}"
+        # On stdout, where nothing else is written: scripts wait for this line.
+        sys.stdout.write(f"READY http={http} grpc={grpc_address} {model}\n")
+        sys.stdout.flush()
+
+
+async def _first_of(task: asyncio.Task[None], event: asyncio.Event) -> None:
+    """Wait for the event; raise what ended the task, if it ends first."""
+    waiter = asyncio.create_task(event.wait())
+    await asyncio.wait((task, waiter), return_when=asyncio.FIRST_COMPLETED)
+    waiter.cancel()
+    if task.done():
+        task.result()
+
+
+def _on_signal() -> asyncio.Event:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    return stopped
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _configure_logging(level: str) -> None:
+    logging.basicConfig(
+        level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    logging.getLogger("mvfoul").setLevel(level.upper())

@@ -1,0 +1,48 @@
+"""One table: which error becomes which gRPC status, HTTP status and metric label."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final
+
+from mvfoul.errors import (
+    InvalidClipError,
+    OverloadedError,
+    RequestError,
+    RequestTooLargeError,
+    UnavailableError,
+    UnknownModelError,
+)
+
+
+@dataclass(frozen=True)
+class Status:
+    """How an error looks from outside."""
+
+    reason: str
+    """The label `reason` of `mvfoul_errors_total`."""
+    grpc: str
+    """Name of a `grpc.StatusCode`."""
+    http: int
+
+
+INTERNAL: Final = Status("internal", "INTERNAL", 500)
+
+# The first class that fits wins: subclasses stand before their bases.
+_STATUSES: Final[tuple[tuple[type[BaseException], Status], ...]] = (
+    (InvalidClipError, Status("invalid_clip", "INVALID_ARGUMENT", 400)),
+    (UnknownModelError, Status("unknown_model", "NOT_FOUND", 404)),
+    (RequestTooLargeError, Status("too_large", "RESOURCE_EXHAUSTED", 413)),
+    (RequestError, Status("invalid_request", "INVALID_ARGUMENT", 400)),
+    (OverloadedError, Status("overloaded", "RESOURCE_EXHAUSTED", 429)),
+    (UnavailableError, Status("unavailable", "UNAVAILABLE", 503)),
+    (asyncio.CancelledError, Status("cancelled", "CANCELLED", 499)),
+)
+
+REASONS: Final = (*(status.reason for _, status in _STATUSES), INTERNAL.reason)
+
+
+def status_of(error: BaseException) -> Status:
+    """Return how `error` looks from outside; `INTERNAL` for bugs."""
+    return next((status for kind, status in _STATUSES if isinstance(error, kind)), INTERNAL)
