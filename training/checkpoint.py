@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -59,20 +58,18 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "clip": checkpoint.clip.to_json(),
         "labels": {head: list(names) for head, names in VOCABULARIES.items()},
     }
-    temporary: Path | None = None
+    # One fixed name: a process that is killed here leaves one file, which the next save overwrites.
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
-            temporary = Path(stream.name)
+        with temporary.open("wb") as stream:
             torch.save(document, stream)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
         raise CheckpointError(f"cannot write {path}: {error}. Free space or choose another --output.") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -1,21 +1,18 @@
 """From the features of V views to one vector per action, and how much each view counted.
 
 Features f32 `[B, V, D]`, view_mask bool `[B, V]` (False marks padding) -> pooled f32 `[B, D]`, view_weights f32
-`[B, V]`: at least 0, summing to 1 over the real views, 0 on padding. Padded rows may hold anything, NaN included.
-Computed in float32 whatever the surrounding precision: the attention's product of features overflows float16.
+`[B, V]`: at least 0, summing to 1 over the real views, 0 on padding. `FoulNetwork.classify` is the only caller: it
+clears padded rows first (NaN times a weight of 0 is NaN) and keeps everything in float32, because the attention's
+product of features overflows float16.
 """
 
 from __future__ import annotations
-
-from typing import Final, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from mvfoul.errors import ConfigError
-
-AggregationName = Literal["max", "mean", "attention"]
-AGGREGATION_NAMES: Final[tuple[AggregationName, ...]] = get_args(AggregationName)
+from training.model.names import AGGREGATION_NAMES, AggregationName
 
 
 class MaxAggregation(nn.Module):

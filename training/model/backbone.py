@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final
 from urllib.error import URLError
 
 import torch
@@ -19,12 +19,7 @@ from torchvision.models import WeightsEnum, video
 from mvfoul.clip import KINETICS_MEAN, KINETICS_STD, RGB, ClipSpec
 from mvfoul.errors import CheckpointError, ConfigError
 from training.model.mvit import build_mvit_v2_s
-
-BackboneName = Literal["mvit_v2_s", "r3d_18", "r2plus1d_18", "mc3_18", "s3d"]
-BACKBONE_NAMES: Final[tuple[BackboneName, ...]] = get_args(BackboneName)
-
-KINETICS400: Final = "kinetics400"
-NO_WEIGHTS: Final = "none"
+from training.model.names import BACKBONE_NAMES, KINETICS400, NO_WEIGHTS, BackboneName
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from mvfoul.clip import ClipSpec, preset
 from mvfoul.labels import ACTION_CLASSES, OFFENCE_SEVERITIES
-from training.model.aggregation import AggregationName, build_aggregation
-from training.model.backbone import BACKBONES, NO_WEIGHTS, BackboneName, build_backbone
+from training.model.aggregation import build_aggregation
+from training.model.backbone import BACKBONES, build_backbone
+from training.model.names import NO_WEIGHTS, AggregationName, BackboneName
 
 
 class FoulLogits(NamedTuple):
