@@ -1,0 +1,95 @@
+"""Fixtures of the training tests: small data sets in the official layout, made of small real clips."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """Small tensors: more threads only cost time, and workers of two test processes would fight for the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def grey_clip() -> Callable[..., bytes]:
+    """`grey_clip(level, frames=126)`: an h264 mp4 of 64 x 48 px at 25 fps, every pixel about `level`."""
+    made: dict[tuple[int, int], bytes] = {}
+
+    def make(level: int, frames: int = 126) -> bytes:
+        if (level, frames) not in made:
+            made[level, frames] = _encode(level, frames)
+        return made[level, frames]
+
+    return make
+
+
+def _encode(level: int, frames: int) -> bytes:
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast", "threads": "1"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(frames):
+            picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), level, np.uint8), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+@pytest.fixture
+def write_split(tmp_path: Path) -> Callable[..., Path]:
+    """Write a split: `write_split(actions, folder="train")`, `actions` as `action(...)` makes them; returns the root.
+
+    Each clip's value is the bytes of its file, or None for a file that is not on disk.
+    """
+
+    def write(
+        actions: Mapping[str, tuple[Mapping[str, Any], Mapping[str, bytes | None]]], folder: str = "train"
+    ) -> Path:
+        root = tmp_path / "data"
+        for action_id, (_, clips) in actions.items():
+            for name, content in clips.items():
+                path = root / folder / f"action_{action_id}" / f"{name}.mp4"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if content is not None:
+                    path.write_bytes(content)
+        document = {"Set": folder, "Actions": {action_id: fields for action_id, (fields, _) in actions.items()}}
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        (root / folder / "annotations.json").write_text(json.dumps(document))
+        return root
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def action() -> Callable[..., tuple[Mapping[str, Any], Mapping[str, bytes | None]]]:
+    """`action("7", {"clip_0": b"...", "clip_1": None}, **{"Action class": "Dive"})`: official fields, and the files."""
+
+    def make(
+        action_id: str, clips: Mapping[str, bytes | None], **fields: Any
+    ) -> tuple[Mapping[str, Any], Mapping[str, bytes | None]]:
+        listed = [
+            {
+                "Url": f"Dataset/Train/action_{action_id}/{name}",
+                "Camera type": "Main camera center",
+                "Timestamp": 1259839,
+                "Replay speed": 1.0,
+            }
+            for name in clips
+        ]
+        labels = {"Offence": "Offence", "Action class": "Tackling", "Severity": "3.0"}
+        return {**labels, "Clips": listed, **fields}, clips
+
+    return make
