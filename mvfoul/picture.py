@@ -1,0 +1,52 @@
+"""Two facts about a coded picture that PyAV does not tell: whether others refer to it, and which way up it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from mvfoul.errors import InvalidClipError
+
+_SLICES = range(1, 6)
+
+
+def is_reference(packet: Packet[VideoStream], codec_name: str, extradata: bytes | None) -> bool:
+    """Whether other pictures may refer to this one; True where it is not known.
+
+    Known for H.264 in mp4 and Matroska: each unit is a length and a header, whose two bits `nal_ref_idc` are 0 in all
+    slices of a picture that nobody refers to (ITU-T H.264, 7.4.1).
+    """
+    if codec_name != "h264" or not extradata or len(extradata) < 7 or extradata[0] != 1:
+        return True
+    length_bytes = (extradata[4] & 3) + 1
+    data, position = memoryview(packet), 0
+    while position + length_bytes < len(data):
+        header = data[position + length_bytes]
+        if header & 31 in _SLICES:
+            return bool(header & 0x60)
+        position += length_bytes + int.from_bytes(data[position : position + length_bytes], "big")
+    return True
+
+
+def upright(rgb: NDArray[np.uint8], frame: VideoFrame) -> NDArray[np.uint8]:
+    """Turn and mirror a picture `[H, W, 3]` as its display matrix says; a view, not a copy.
+
+    The matrix maps a stored point (x, y) to the shown one (a x + c y, b x + d y); scale and offset do not matter here.
+
+    Raises:
+        InvalidClipError: The matrix turns by something else than a multiple of 90 degrees.
+    """
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return rgb
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    if a and d and not b and not c:
+        return rgb[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+    if b and c and not a and not d:
+        return rgb.transpose(1, 0, 2)[:: -1 if b < 0 else 1, :: -1 if c < 0 else 1]
+    raise InvalidClipError(f"the clip is turned by {frame.rotation} degrees; only quarter turns can be shown.")
