@@ -168,3 +168,9 @@ def test_a_failing_download_says_what_to_do_instead(tmp_path, monkeypatch):
     assert "https://download.pytorch.org/models/mc3_18-a90a0ba3.pth" in message
     assert str(tmp_path / "hub" / "checkpoints" / "mc3_18-a90a0ba3.pth") in message
     assert "--weights none" in message
+
+
+def test_s3d_from_scratch_can_settle_its_running_statistics() -> None:
+    spec = preset(num_frames=8, size_px=32)
+    momenta = {m.momentum for m in build_backbone("s3d", clip=spec).modules() if isinstance(m, nn.BatchNorm3d)}
+    assert momenta == {0.1}

@@ -121,6 +121,8 @@ def build_backbone(name: BackboneName, *, clip: ClipSpec, weights: str | Path = 
     if str(weights) != NO_WEIGHTS:
         state = _kinetics_state(name) if str(weights) == KINETICS400 else _state_from_file(Path(weights))
         _load_without_classifier(network, state, name=name, weights=weights)
+    elif name == "s3d":
+        _let_statistics_settle(network)
     wrap: Callable[[Any], nn.Module] = {"mvit_v2_s": MViTFeatures, "s3d": S3DFeatures}.get(name, VideoResNetFeatures)
     return wrap(network)
 
@@ -131,6 +133,17 @@ def _bare_network(name: BackboneName, clip: ClipSpec) -> nn.Module:
         return mvit
     network: nn.Module = getattr(video, name)(weights=None)
     return network
+
+
+def _let_statistics_settle(network: nn.Module) -> None:
+    """Give S3D's batch normalisation PyTorch's usual momentum.
+
+    torchvision's 0.001 keeps the running statistics of weights that are already good; from scratch they would need
+    thousands of steps to leave their initial values, and evaluation would answer at chance until then.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.momentum = 0.1
 
 
 def _kinetics_state(name: BackboneName) -> Mapping[str, Tensor]:
