@@ -235,6 +235,8 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
             stream.write("\n")
             stream.flush()
             os.fsync(stream.fileno())
+            # A temporary file is private; what is published may be read by a server of another user.
+            os.fchmod(stream.fileno(), 0o644)
             Path(stream.name).replace(path)
         except BaseException:
             Path(stream.name).unlink(missing_ok=True)

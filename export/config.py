@@ -1,0 +1,110 @@
+"""The flags of `python -m export`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from mvfoul.errors import ConfigError
+
+MIN_OPSET: Final = 18
+"""What torch's exporter writes of its own accord; older ones need a lossy conversion."""
+MAX_OPSET: Final = 22
+"""The newest that torch 2.11 converts to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """How far the exported graphs may be from PyTorch."""
+
+    logits: float = 1e-4
+    """Largest absolute error of a logit, from pixels to logits."""
+    features: float = 1e-4
+    """Largest error of a feature, relative to the batch's largest absolute feature: their scale is the backbone's."""
+    probabilities: float = 1e-4
+    """Largest absolute error of a probability, and of a view weight from the same features."""
+    undecided_margin: float = 1e-3
+    """Where PyTorch's own first and second probability are closer, another order is listed but not counted."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if not 0 < (value := getattr(self, field.name)) < 1:
+                flag = f"--tolerance.{field.name.replace('_', '-')}"
+                raise ConfigError(f"{flag} is {value}; it must be above 0 and below 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Clips to compare on, besides the generated ones."""
+
+    root: Path | None = None
+    """A data set in the official layout. Its clips are only read; none enters the artifact."""
+    max_actions: int = 8
+    """Actions taken, evenly spaced over the split."""
+
+    def __post_init__(self) -> None:
+        if self.max_actions < 1:
+            raise ConfigError(f"--data.max-actions is {self.max_actions}; use 1 or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Turn a checkpoint into an artifact: two ONNX graphs that answer as PyTorch does, and their manifest.
+
+    Nothing is published unless every check against PyTorch passes. Exit codes: 0 published, 2 refused, 3 checks failed.
+    """
+
+    ckpt: Path
+    """The checkpoint, such as best.pth.tar."""
+    output: Path | None = None
+    """The artifact's directory; an artifact that is there is kept as <output>.previous. Default: artifact, beside the
+    checkpoint."""
+    data: DataConfig = DataConfig()
+    split: str = "test"
+    """Held-out split of --data.root to compare on."""
+    opset: int = MIN_OPSET
+    """ONNX operator set of both graphs."""
+    tolerance: Tolerance = Tolerance()
+    fp16: bool = False
+    """Not available in this version: refused."""
+
+    def __post_init__(self) -> None:
+        if not MIN_OPSET <= self.opset <= MAX_OPSET:
+            raise ConfigError(f"--opset is {self.opset}; use {MIN_OPSET} to {MAX_OPSET}.")
+        if self.fp16:
+            raise ConfigError(
+                "--fp16 is not available in this version: it exports float32 graphs only. Leave the flag out."
+            )
+
+    @property
+    def target(self) -> Path:
+        """The artifact's directory, absolute."""
+        return (self.output or self.ckpt.parent / "artifact").resolve()
+
+    def command(self) -> str:
+        """Return the command line that does the same again."""
+        return shlex.join(["python", "-m", "export", *_flags(self, type(self)(ckpt=self.ckpt), prefix="")])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the flags for config.json; of paths only the last part: an artifact tells nothing of its machine."""
+        document: dict[str, Any] = json.loads(json.dumps(asdict(self), default=_name))
+        return document
+
+
+def _name(path: Path) -> str:
+    return path.resolve().name
+
+
+def _flags(config: Any, default: Any, *, prefix: str) -> list[str]:
+    flags = []
+    for field in fields(config):
+        value, usual = getattr(config, field.name), getattr(default, field.name)
+        name = prefix + field.name.replace("_", "-")
+        if is_dataclass(value):
+            flags += _flags(value, usual, prefix=f"{name}.")
+        elif value != usual or name == "ckpt":
+            flags += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return flags

@@ -1,0 +1,246 @@
+"""From a checkpoint to a published artifact, step by step.
+
+Everything is made in a work folder beside the target. Only when every check has passed does the manifest get written
+and the folder renamed to the target: a killed export leaves the old artifact as it was.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.batches import ViewBatch, generated_batches, golden_views, held_out_batches
+from export.config import ExportConfig
+from export.difference import Difference
+from export.parity import Check, ParityReport, check_parity
+from export.report import Progress, size_of
+from export.runners import OnnxRunner, Runner, TorchRunner, graph_specs
+from export.to_onnx import export_encoder, export_head
+from mvfoul.artifact import (
+    ENCODER,
+    FEATURES,
+    GOLDEN,
+    GOLDEN_TENSORS,
+    HEAD,
+    MANIFEST,
+    VIEWS,
+    Artifact,
+    Manifest,
+    Origin,
+    load_artifact,
+    publish,
+    sha256_of,
+    write_json,
+    write_manifest,
+)
+from mvfoul.errors import ArtifactError, ConfigError
+from training.checkpoint import Checkpoint, load_network
+from training.model.network import FoulNetwork
+
+GOLDEN_TOLERANCE = 1e-3
+"""Of every golden answer. The server's self-test allows as much for FP32 graphs."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an export has led to."""
+
+    report: ParityReport
+    artifact: Artifact | None
+    """None where a check failed: nothing was published."""
+    directory: Path
+    """The artifact, or the work folder with the evidence."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The checkpoint, ready to export."""
+
+    network: FoulNetwork
+    checkpoint: Checkpoint
+    sha256: str
+
+
+def export_checkpoint(config: ExportConfig, progress: Progress | None = None) -> Outcome:
+    """Export, check and publish.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be used.
+        ConfigError: The target is something else than an artifact, or the data set has no usable clip.
+        AnnotationError: The data set does not hold the split.
+        ArtifactError: A file cannot be written; the work folder is removed and the old artifact is as it was.
+    """
+    progress = progress or Progress()
+    target = config.target
+    _check_target(target)
+    with progress.step("checkpoint") as facts:
+        source = load_source(config.ckpt)
+        facts.append(_described(source.checkpoint))
+    with _work_folder(target) as work:
+        _write_graphs(config, source, work, progress)
+        report = _verify(config, source, work, progress)
+        write_json(work / "parity.json", report.to_json())
+        write_json(work / "config.json", config.to_json())
+        progress.table(report)
+        if not report.passed:
+            _explain_failure(config, report, work, progress)
+            return Outcome(report, None, work)
+        with progress.step("manifest and publishing"):
+            write_manifest(work, make_manifest(source, report))
+            artifact = load_artifact(publish(work, target))
+    _explain_success(artifact, progress)
+    return Outcome(report, artifact, target)
+
+
+def load_source(path: Path) -> Source:
+    """Read a checkpoint.
+
+    Raises:
+        CheckpointError: See `training.checkpoint.load_network`.
+    """
+    network, checkpoint = load_network(path)
+    return Source(network, checkpoint, sha256_of(path))
+
+
+def make_manifest(source: Source, report: ParityReport) -> Manifest:
+    """Return the manifest of an artifact made from `source`; `write_manifest` adds the hashes."""
+    encoder, head = graph_specs(source.network.clip, source.network.feature_dim)
+    checkpoint = source.checkpoint
+    return Manifest(
+        clip=checkpoint.clip,
+        encoder=encoder,
+        head=head,
+        origin=Origin(source.sha256, checkpoint.backbone, checkpoint.aggregation, checkpoint.epoch),
+        precision="fp32",
+        parity=report.summary(),
+        temperatures=dict(checkpoint.temperatures),
+        evaluation=dict(checkpoint.evaluation),
+        versions={name: version(name) for name in ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime")},
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _write_graphs(config: ExportConfig, source: Source, work: Path, progress: Progress) -> None:
+    graphs: dict[str, Any] = {
+        ENCODER: lambda: export_encoder(source.network, opset=config.opset),
+        HEAD: lambda: export_head(source.network, source.checkpoint.temperatures, opset=config.opset),
+    }
+    for file, export in graphs.items():
+        with progress.step(file) as facts:
+            model = export()
+            (work / file).write_bytes(model.SerializeToString(deterministic=True))
+            facts += [size_of(work / file), f"{len(model.graph.node)} nodes", f"opset {config.opset}"]
+
+
+def _verify(config: ExportConfig, source: Source, work: Path, progress: Progress) -> ParityReport:
+    reference = TorchRunner(source.network, source.checkpoint.temperatures)
+    candidate = OnnxRunner(work)
+    clip = source.network.clip
+    with progress.step("clips") as facts:
+        batches = generated_batches(clip)
+        if config.data.root is not None:
+            held_out, skipped = held_out_batches(
+                config.data.root, config.split, clip, max_actions=config.data.max_actions
+            )
+            batches += held_out
+            facts += [f"{len(held_out)} actions of {config.split}", *(f"skipped {reason}" for reason in skipped)]
+        facts.append(f"{sum(len(batch.views) for batch in batches)} views in {len(batches)} batches")
+    with progress.step("comparison with PyTorch"):
+        report = check_parity(reference, candidate, batches, config.tolerance, max_views=clip.max_views)
+    with progress.step(GOLDEN) as facts:
+        check = write_golden(work / GOLDEN, reference, candidate, ViewBatch("golden", golden_views(clip), ()))
+        facts.append(size_of(work / GOLDEN))
+    return replace(report, checks=(*report.checks, check))
+
+
+def write_golden(path: Path, reference: Runner, candidate: Runner, batch: ViewBatch) -> Check:
+    """Write the reference's answers for one action; return whether the candidate gives them, as serving will ask."""
+    features = reference.encode(batch.views)
+    golden = {VIEWS: batch.views, **features, **reference.classify(features[FEATURES])}
+    arrays: dict[str, Any] = {name: golden[name] for name in GOLDEN_TENSORS}
+    np.savez_compressed(path, **arrays)
+    answers = candidate.classify(candidate.encode(batch.views)[FEATURES])
+    difference = Difference()
+    for name, answer in answers.items():
+        difference.add(answer, golden[name], name)
+    passed = difference.compared and difference.max_abs <= GOLDEN_TOLERANCE
+    return Check(
+        GOLDEN,
+        passed,
+        f"{difference.max_abs:.1e} absolute",
+        f"{GOLDEN_TOLERANCE:.0e}",
+        where=difference.worst,
+        failures=() if passed else (*difference.problems, f"max_abs is {difference.max_abs:.3g}"),
+    )
+
+
+def _check_target(target: Path) -> None:
+    """Refuse to replace what is not an artifact: publishing renames it, and the next time deletes it."""
+    for path in (target, target.with_name(target.name + ".previous")):
+        if path.exists() and not (path / MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
+            raise ConfigError(
+                f"{path} exists and is no artifact (no {MANIFEST} in it); it would be replaced. "
+                "Move it away, or choose another --output."
+            )
+
+
+@contextmanager
+def _work_folder(target: Path) -> Iterator[Path]:
+    """Make a folder beside the target, on the same disk, so that publishing is one rename; remove it on an error."""
+    work: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f"{target.name}.work-", dir=target.parent))
+        work.chmod(0o755)  # mkdtemp's 0700 would keep a server of another user out
+        yield work
+    except OSError as error:
+        _remove(work)
+        raise ArtifactError(
+            f"cannot write the artifact {target}: {error}. Free space or choose another --output; nothing was changed."
+        ) from error
+    except BaseException:
+        _remove(work)
+        raise
+
+
+def _remove(work: Path | None) -> None:
+    if work is not None:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _described(checkpoint: Checkpoint) -> str:
+    clip = checkpoint.clip
+    return (
+        f"{checkpoint.backbone}, {checkpoint.aggregation}, epoch {checkpoint.epoch}, "
+        f"{clip.num_frames} frames of {clip.size_px} px"
+    )
+
+
+def _explain_failure(config: ExportConfig, report: ParityReport, work: Path, progress: Progress) -> None:
+    progress.totals()
+    progress.say(f"\n{len(report.failed)} of {len(report.checks)} checks failed: nothing is published.")
+    progress.say(f"The graphs and parity.json are in {work}")
+    progress.say(f"The same again: {config.command()}")
+
+
+def _explain_success(artifact: Artifact, progress: Progress) -> None:
+    directory = artifact.directory
+    files: Mapping[str, str] = artifact.manifest.files
+    size = sum((directory / name).stat().st_size for name in files)
+    progress.totals()
+    progress.say(f"\nPublished {directory} (version {artifact.version}, {size / 1e6:.1f} MB)")
+    previous = directory.with_name(directory.name + ".previous")
+    if previous.exists():
+        progress.say(f"The artifact that was there: {previous}")
+    progress.say("Next:")
+    progress.say(f"  python -m serving --artifact {directory}")
+    progress.say("  python -m serving.client clip_0.mp4 clip_1.mp4")

@@ -1,0 +1,91 @@
+"""What an export says while it works and when it is done."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+from export.parity import Check, ParityReport
+
+_WIDTH: Final = 120
+_SHOWN_FAILURES: Final = 5
+
+
+class Progress:
+    """Prints one line per step, with its seconds and what it made."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or plain_console()
+        self._start = time.monotonic()
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[list[str]]:
+        """Time a step; what the caller appends to the list is printed behind the seconds."""
+        start = time.monotonic()
+        facts: list[str] = []
+        with self._console.status(f"{name} ..."):
+            yield facts
+        self.say(f"  {name:<30} {time.monotonic() - start:7.1f} s   {', '.join(facts)}".rstrip())
+
+    def say(self, line: str = "") -> None:
+        """Print a line as it is."""
+        self._console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+    def table(self, report: ParityReport) -> None:
+        """Print the checks of a report, and the reasons of those that failed."""
+        self._console.print(parity_table(report))
+        for check in report.failed:
+            for line in _reasons(check):
+                self.say(line)
+        for note in (note for check in report.checks for note in check.notes):
+            self.say(f"  not counted: {note}")
+
+    def totals(self) -> None:
+        """Print the time since the start and the most memory that this process has held."""
+        self.say(
+            f"  {'in all':<30} {time.monotonic() - self._start:7.1f} s   peak memory {peak_memory_bytes() / 1e9:.1f} GB"
+        )
+
+
+def plain_console() -> Console:
+    """Return a console on stdout; wide enough for the table where stdout is a file or a pipe."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDTH)
+
+
+def parity_table(report: ParityReport) -> Table:
+    """Return the checks as a table."""
+    table = Table(title=f"{report.candidate} against {report.reference}", title_justify="left", title_style="bold")
+    for heading in ("check", "measured", "limit", "worst at", ""):
+        table.add_column(heading, overflow="fold")
+    for check in report.checks:
+        verdict = "[green]ok[/green]" if check.passed else "[bold red]FAILED[/bold red]"
+        table.add_row(check.name, check.measured, check.limit, check.where, verdict)
+    return table
+
+
+def size_of(path: Path) -> str:
+    """Return a file's size in MB, spelled."""
+    return f"{path.stat().st_size / 1e6:.1f} MB"
+
+
+def peak_memory_bytes() -> int:
+    """Return the largest resident size of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # macOS counts bytes, Linux KiB.
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _reasons(check: Check) -> Iterator[str]:
+    for failure in check.failures[:_SHOWN_FAILURES]:
+        yield f"  FAILED {check.name}: {failure}"
+    if (more := len(check.failures) - _SHOWN_FAILURES) > 0:
+        yield f"  FAILED {check.name}: and {more} more, all in parity.json"

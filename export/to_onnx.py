@@ -1,0 +1,199 @@
+"""The network as two ONNX graphs.
+
+    encoder   VIEWS uint8 [N,3,T,H,W] -> FEATURES f32 [N,D]                     N dynamic
+    head      FEATURES f32 [V,D]      -> the tensors of `HEAD_OUTPUTS`          V dynamic; one action, no padding
+
+The same network gives the same bytes, in any process: names come from the network's structure, and what the exporter
+notes of the machine (paths, stack traces) is removed.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from mvfoul.artifact import (
+    ACTION_LOGITS,
+    ACTION_PROBABILITIES,
+    FEATURES,
+    OFFENCE_SEVERITY_LOGITS,
+    OFFENCE_SEVERITY_PROBABILITIES,
+    VIEW_WEIGHTS,
+    VIEWS,
+)
+from training.model.network import FoulNetwork
+
+HEAD_OUTPUTS: Final = (
+    ACTION_LOGITS,
+    OFFENCE_SEVERITY_LOGITS,
+    ACTION_PROBABILITIES,
+    OFFENCE_SEVERITY_PROBABILITIES,
+    VIEW_WEIGHTS,
+)
+PRODUCER: Final = "vars-platform"
+
+# torch.export takes an axis of length 0 or 1 in the example for a constant; any other length stays dynamic.
+_EXAMPLE_LENGTH = 2
+_CHATTY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+
+
+class EncoderGraph(nn.Module):
+    """`FoulNetwork.encode` as a module."""
+
+    def __init__(self, network: FoulNetwork) -> None:
+        super().__init__()
+        self.normalise = network.normalise
+        self.backbone = network.backbone
+
+    def forward(self, views: Tensor) -> Tensor:
+        """Map uint8 `[N, 3, T, H, W]` to f32 `[N, D]`."""
+        features: Tensor = self.backbone(self.normalise(views))
+        return features.float()
+
+
+class HeadGraph(nn.Module):
+    """`FoulNetwork.classify` for one action without padding, and calibrated probabilities."""
+
+    def __init__(self, network: FoulNetwork, temperatures: Mapping[str, float]) -> None:
+        super().__init__()
+        # The memo makes deepcopy put an Identity where the backbone is, instead of copying 100 MB.
+        self.network = copy.deepcopy(network, {id(network.backbone): nn.Identity()})
+        for name in ("neck", "action_head", "offence_severity_head"):
+            setattr(self.network, name, fold_linear_pairs(getattr(self.network, name)))
+        self.action_temperature = temperatures["action"]
+        self.offence_severity_temperature = temperatures["offence_severity"]
+
+    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
+        """Map f32 `[V, D]` to the tensors of `HEAD_OUTPUTS`."""
+        view_mask = torch.ones(1, features.shape[0], dtype=torch.bool)
+        logits = self.network.classify(features.unsqueeze(0), view_mask)
+        action, severity = logits.action.squeeze(0), logits.offence_severity.squeeze(0)
+        return (
+            action,
+            severity,
+            torch.softmax(action / self.action_temperature, dim=0),
+            torch.softmax(severity / self.offence_severity_temperature, dim=0),
+            logits.view_weights.squeeze(0),
+        )
+
+
+def export_encoder(network: FoulNetwork, *, opset: int) -> onnx.ModelProto:
+    """Export `network.encode`; the network must be in evaluation mode, on the CPU."""
+    views = torch.zeros(_EXAMPLE_LENGTH, *network.clip.view_shape, dtype=torch.uint8)
+    graph = EncoderGraph(network).eval()
+    return _export(graph, views, axis="N", names=(VIEWS, (FEATURES,)), opset=opset)
+
+
+def export_head(network: FoulNetwork, temperatures: Mapping[str, float], *, opset: int) -> onnx.ModelProto:
+    """Export `network.classify` for one action.
+
+    Args:
+        network: In evaluation mode, on the CPU.
+        temperatures: By head; baked in as probabilities = softmax(logits / temperature).
+        opset: ONNX operator set.
+    """
+    features = torch.zeros(_EXAMPLE_LENGTH, network.feature_dim)
+    graph = HeadGraph(network, temperatures).eval()
+    return _export(graph, features, axis="V", names=(FEATURES, HEAD_OUTPUTS), opset=opset)
+
+
+def fold_linear_pairs(layers: nn.Sequential) -> nn.Sequential:
+    """Return the same function with each run of linear layers as one layer; for evaluation, so dropout goes too.
+
+    W2 (W1 x + b1) + b2 = (W2 W1) x + (W2 b1 + b2), computed in float64.
+    """
+    folded: list[nn.Module] = []
+    for layer in layers:
+        if isinstance(layer, nn.Linear) and folded and isinstance(folded[-1], nn.Linear):
+            folded[-1] = _compose(folded[-1], layer)
+        elif not isinstance(layer, nn.Dropout):
+            folded.append(layer)
+    return nn.Sequential(*folded)
+
+
+def _compose(first: nn.Linear, second: nn.Linear) -> nn.Linear:
+    w1, b1, w2, b2 = (tensor.detach().double() for tensor in (first.weight, first.bias, second.weight, second.bias))
+    layer = nn.Linear(first.in_features, second.out_features)
+    with torch.no_grad():
+        layer.weight.copy_(w2 @ w1)
+        layer.bias.copy_(w2 @ b1 + b2)
+    return layer
+
+
+def _export(
+    module: nn.Module, example: Tensor, *, axis: str, names: tuple[str, Sequence[str]], opset: int
+) -> onnx.ModelProto:
+    with _quiet_exporter(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            input_names=[names[0]],
+            output_names=list(names[1]),
+            dynamic_shapes=({0: torch.export.Dim(axis, min=1)},),
+            opset_version=opset,
+            verbose=False,
+        )
+    assert program is not None  # noqa: S101  # None only where a file name is given in the old exporter
+    model: onnx.ModelProto = program.model_proto
+    _make_reproducible(model)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Silence what torch's exporter says on every export; its errors still raise."""
+    loggers = [logging.getLogger(name) for name in _CHATTY_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            # Deprecations inside torch and onnxscript, which no user of ours can act on.
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _make_reproducible(model: onnx.ModelProto) -> None:
+    """Remove traces of the machine, and name the nodes by the layer that they come from."""
+    model.producer_name, model.producer_version = PRODUCER, ""
+    for index, node in enumerate(model.graph.node):
+        node.name = f"{_layer(node)}/{node.op_type}_{index}"
+    for message in _messages(model):
+        message.ClearField("doc_string")
+        del message.metadata_props[:]
+
+
+def _layer(node: onnx.NodeProto) -> str:
+    """Return the module that a node comes from, such as "backbone.network.stem.0"; empty where it is not known."""
+    scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]")
+    modules = ast.literal_eval(scopes)[:-1]  # the last one is the operator
+    return modules[-1] if modules else ""
+
+
+def _messages(model: onnx.ModelProto) -> Iterable[Any]:
+    """Yield every message of a model that can carry documentation and metadata."""
+    yield model
+    yield from model.functions
+    graphs = [model.graph]
+    while graphs:
+        graph = graphs.pop()
+        yield graph
+        yield from (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer)
+        for node in graph.node:
+            for attribute in node.attribute:
+                graphs += [attribute.g] if attribute.HasField("g") else []
+                graphs += attribute.graphs
