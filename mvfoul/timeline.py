@@ -61,7 +61,7 @@ class Timeline:
             )
         places: dict[int, list[int]] = {}
         for place, index in enumerate(frame_indices):
-            shown = bisect_right(self.timestamps, _cutoff(self.timestamps[0], index, self.time_base)) - 1
+            shown = bisect_right(self.timestamps, self.timestamps[0] + _ticks(index, self.time_base)) - 1
             places.setdefault(self.timestamps[shown], []).append(place)
         return places
 
@@ -86,6 +86,7 @@ def read_timeline(
     Raises:
         InvalidClipError: No packet can be decoded and shown, or one has no timestamp.
     """
+    window = None if last_index is None else _ticks(last_index, time_base)
     listed: list[Packet[VideoStream]] = []
     timestamps: list[int] = []
     for packet in packets:
@@ -95,20 +96,21 @@ def read_timeline(
         # What follows a keyframe but is shown before it refers to pictures before the keyframe, which are not there.
         if not packet.is_discard and pts_of(packet) >= pts_of(listed[0]):
             timestamps.append(pts_of(packet))
-        if last_index is not None and timestamps and _is_past(packet, _cutoff(min(timestamps), last_index, time_base)):
+        if window is not None and timestamps and _is_past(packet, timestamps[0] + window):
             break
     if not timestamps:
         raise InvalidClipError("the clip has no picture that can be decoded (no keyframe); encode it again.")
     return Timeline(listed, sorted(timestamps), time_base)
 
 
-def _cutoff(first: int, index: int, time_base: Fraction) -> int:
-    return first + floor((Fraction(index, TIMELINE_FPS) + _TOLERANCE_S) / time_base)
+def _ticks(frame_index: int, time_base: Fraction) -> int:
+    """Return the latest timestamp, counted from the first picture's, that a frame's picture may have."""
+    return floor((Fraction(frame_index, TIMELINE_FPS) + _TOLERANCE_S) / time_base)
 
 
-def _is_past(packet: Packet[VideoStream], cutoff: int) -> bool:
-    """Whether everything that follows is shown after `cutoff`: nothing is shown before it is decoded."""
-    return packet.dts is not None and packet.dts > cutoff
+def _is_past(packet: Packet[VideoStream], timestamp: int) -> bool:
+    """Whether everything that follows is shown later: nothing is shown before it is decoded."""
+    return packet.dts is not None and packet.dts > timestamp
 
 
 def pts_of(packet: Packet[VideoStream]) -> int:

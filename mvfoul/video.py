@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from mvfoul.clip import ClipSpec
 from mvfoul.errors import InvalidClipError
 from mvfoul.picture import is_reference, upright
-from mvfoul.resize import resizer
+from mvfoul.resize import Resizer, cached_resizer
 from mvfoul.timeline import Timeline, pts_of, read_timeline
 
 _CONTAINERS: Final = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,avi"
@@ -204,9 +204,12 @@ def _fill(
     pictures: Iterable[tuple[int, NDArray[np.uint8]]], places: Mapping[int, Sequence[int]], spec: ClipSpec
 ) -> NDArray[np.uint8]:
     out = np.empty(spec.view_shape, np.uint8)
+    resizers: dict[tuple[int, ...], Resizer] = {}  # A stream may change its size on the way.
     for timestamp, rgb in pictures:
+        if rgb.shape not in resizers:
+            resizers[rgb.shape] = cached_resizer(rgb.shape[0], rgb.shape[1], spec)
         first, *others = places[timestamp]
-        resizer(rgb.shape[0], rgb.shape[1], spec).into(rgb, out[:, first])
+        resizers[rgb.shape].into(rgb, out[:, first])
         for other in others:
             out[:, other] = out[:, first]
     return out
