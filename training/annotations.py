@@ -77,8 +77,7 @@ class ClipIssue:
     """Something odd about the clips of an action that is used nevertheless."""
 
     action_id: str
-    clip: str
-    """Such as "clip_2"."""
+    path: Path
     reason: Literal["missing on disk", "gap in the clip numbers", "listed twice", "on disk but not in the annotations"]
 
 
@@ -275,13 +274,13 @@ def _mp4_files(folder: Path) -> Iterable[Path]:
 
 def _gaps(paths: Iterable[Path]) -> list[Path]:
     """Return the clips that the numbering skips, from clip_0 to the highest number."""
-    numbers = {int(path.stem.removeprefix("clip_")) for path in paths}
-    skipped = sorted(set(range(max(numbers, default=0))) - numbers)
-    return [Path(f"clip_{number}.mp4") for number in skipped]
+    by_number = {int(path.stem.removeprefix("clip_")): path for path in paths}
+    skipped = sorted(set(range(max(by_number, default=0))) - set(by_number))
+    return [by_number[max(by_number)].with_name(f"clip_{number}.mp4") for number in skipped]
 
 
 def _issues(action_id: str, paths: Iterable[Path], reason: Any) -> list[ClipIssue]:
-    return [ClipIssue(action_id, path.stem, reason) for path in paths]
+    return [ClipIssue(action_id, path, reason) for path in paths]
 
 
 def _text(value: Any) -> str:

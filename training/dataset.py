@@ -249,7 +249,7 @@ class MultiViewDataset(Dataset[ActionSample]):
         """Return a view, or the reason why there is none."""
         try:
             return torch.from_numpy(decode_clip(clip.path, self.clip))
-        except InvalidClipError as error:
+        except (InvalidClipError, OSError) as error:  # OSError: no permission, a network folder that went away
             return f"{clip.path}: {error}"
 
 

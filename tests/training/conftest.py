@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from mvfoul.labels import ACTION_CLASSES, FoulLabels, soccernet_fields
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
@@ -93,3 +95,33 @@ def action() -> Callable[..., tuple[Mapping[str, Any], Mapping[str, bytes | None
         return {**labels, "Clips": listed, **fields}, clips
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory, grey_clip, action) -> Path:
+    """A root with train (16 actions), valid (8), test (8) and challenge (4, without labels), 1 to 3 views each.
+
+    The grey level tells both labels, so a small network learns it in seconds. Read only: copy it before changing it.
+    """
+    root = tmp_path_factory.mktemp("tiny")
+    for split, count in (("train", 16), ("valid", 8), ("test", 8), ("challenge", 4)):
+        actions = {}
+        for number in range(count):
+            kind = number % len(ACTION_CLASSES)
+            clips = {f"clip_{view}": grey_clip(20 + 25 * kind) for view in range(1 + number % 3)}
+            fields, files = action(str(number), clips, **_labels(kind, labelled=split != "challenge"))
+            actions[str(number)] = fields
+            folder = root / split / f"action_{number}"
+            folder.mkdir(parents=True)
+            for name, content in files.items():
+                (folder / f"{name}.mp4").write_bytes(content)
+        document = {"Set": split, "Actions": actions}
+        (root / split / "annotations.json").write_text(json.dumps(document))
+    return root
+
+
+def _labels(kind: int, *, labelled: bool) -> dict[str, str]:
+    if not labelled:
+        return {"Action class": "", "Offence": "", "Severity": ""}
+    # Dive is the last class: the official evaluator wants its severity to be 1.0.
+    return soccernet_fields(FoulLabels(kind, 1 if ACTION_CLASSES[kind] == "Dive" else kind % 4))
