@@ -7,6 +7,7 @@
     ├── AnnotationError     annotations.json, or the data set's layout, is not the official one
     ├── ConfigError         a flag or a combination of flags is refused
     ├── CheckpointError     a .pth.tar is damaged, foreign, or of another architecture
+    ├── DivergedError       the loss of a training run is no longer a number
     ├── ArtifactError       an export directory is incomplete, damaged, or made for something else
     └── ServiceError        a server did not answer a request (each has one gRPC and one HTTP status)
         ├── RequestError          the request breaks the contract; do not repeat it
@@ -50,6 +51,12 @@ class ConfigError(MVFoulError, ValueError):
 
 class CheckpointError(MVFoulError, ValueError):
     """A checkpoint cannot be used for what was asked."""
+
+
+class DivergedError(MVFoulError):
+    """The loss is NaN or infinite; training cannot go on."""
+
+    exit_code = 1
 
 
 class ArtifactError(MVFoulError, ValueError):

@@ -1,0 +1,182 @@
+"""From a `TrainConfig` to the parts that it names: device, data, network, loss, optimiser."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+import torch
+from torch.utils.data import DataLoader, DistributedSampler
+
+from mvfoul.clip import ClipSpec
+from mvfoul.errors import ConfigError
+from mvfoul.labels import VOCABULARIES
+from training.augment import HorizontalFlip
+from training.config import Device, TrainConfig
+from training.dataset import ActionSample, MultiViewDataset, collate_actions
+from training.loop import Learner
+from training.loss import build_loss
+from training.model.backbone import BACKBONES
+from training.model.network import FoulNetwork
+from training.optim import Schedule, build_optimizer
+
+_AMP_DTYPES: Final = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_GIB: Final = 1 << 30
+
+Progress = Callable[[str, int, int], None]
+"""What is done, how many so far, how many in all."""
+
+
+@dataclass
+class Split:
+    """One split, ready to be iterated."""
+
+    dataset: MultiViewDataset
+    loader: DataLoader[ActionSample]
+    sampler: DistributedSampler[ActionSample]
+
+    def batches(self, epoch: int) -> DataLoader[ActionSample]:
+        """Return the loader, set to the order, views and random transforms of `epoch`. It yields `ActionBatch`es."""
+        self.dataset.set_epoch(epoch)
+        self.sampler.set_epoch(epoch)
+        return self.loader
+
+
+@dataclass
+class Parts:
+    """Everything that a run trains with."""
+
+    clip: ClipSpec
+    train: Split
+    valid: Split
+    learner: Learner
+    schedule: Schedule
+
+
+def assemble(config: TrainConfig, progress: Progress | None = None) -> Parts:
+    """Build the parts.
+
+    Args:
+        config: The settings.
+        progress: Called while clips are preloaded.
+
+    Raises:
+        ConfigError: A setting does not go with this machine or with the data.
+        AnnotationError: The data is not in the official layout, or a split is missing.
+        CheckpointError: A file of weights does not fit the backbone.
+    """
+    device = choose_device(config.device)
+    if config.loop.amp == "fp16" and device.type == "cpu":
+        raise ConfigError("--loop.amp is 'fp16', and there is no GPU. Use --loop.amp bf16 or none.")
+    facts = BACKBONES[config.model.backbone]
+    clip = config.clip.spec(mean=facts.mean, std=facts.std)
+    train, valid = (load_split(config, name, clip, device, progress) for name in ("train", "valid"))
+    # After the data, before the weights: the first weights depend on the seed alone.
+    torch.manual_seed(config.seed)
+    network = FoulNetwork(
+        config.model.backbone,
+        config.model.aggregation,
+        clip=clip,
+        weights=config.weights,
+        dropout=config.model.dropout,
+    ).to(device)
+    counts = {head: train.dataset.annotations.class_counts(head) for head in VOCABULARIES}
+    optimizer = build_optimizer(network, config.optim)
+    learner = Learner(
+        network=network,
+        loss=build_loss(config.loss, counts).to(device),
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler(device.type, enabled=config.loop.amp == "fp16"),
+        device=device,
+        amp=_AMP_DTYPES[config.loop.amp],
+        max_grad_norm=config.optim.max_grad_norm,
+    )
+    schedule = Schedule(optimizer, config.schedule, epochs=config.loop.epochs, lr=config.optim.lr)
+    return Parts(clip, train, valid, learner, schedule)
+
+
+def load_split(
+    config: TrainConfig, name: str, clip: ClipSpec, device: torch.device, progress: Progress | None = None
+) -> Split:
+    """Build the data set and loader of a split; `train` is shuffled and flipped.
+
+    Raises:
+        ConfigError, AnnotationError: See `MultiViewDataset`.
+    """
+    training = name == "train"
+    flip = HorizontalFlip() if training and config.data.flip else None
+    dataset = MultiViewDataset(config.data.root, name, flip, config.data.num_views, clip=clip)
+    dataset.seed = config.seed
+    if config.data.preload_gib > 0:
+        dataset.preload(
+            max_bytes=int(config.data.preload_gib * _GIB),
+            num_threads=available_cpus(),
+            progress=None if progress is None else lambda done, total: progress(f"decoding {name}", done, total),
+        )
+    # One replica: the order depends on (seed, epoch) alone, and several ranks need other numbers here only.
+    sampler: DistributedSampler[ActionSample] = DistributedSampler(
+        dataset, num_replicas=1, rank=0, shuffle=training, seed=config.seed
+    )
+    loader = build_loader(
+        dataset, sampler=sampler, batch_size=config.loop.batch_size, workers=config.data.workers, device=device
+    )
+    return Split(dataset, loader, sampler)
+
+
+def build_loader(
+    dataset: MultiViewDataset,
+    *,
+    sampler: DistributedSampler[ActionSample] | None = None,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+) -> DataLoader[ActionSample]:
+    """Return a loader of `ActionBatch`es; without a sampler in the order of the annotations."""
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate_actions,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_ignore_interrupts if workers else None,
+    )
+
+
+def choose_device(name: Device) -> torch.device:
+    """Return the device.
+
+    Raises:
+        ConfigError: There is no GPU.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ConfigError("--device is 'cuda', and PyTorch sees no GPU. Use --device cpu, or check nvidia-smi.")
+    return torch.device("cpu" if name == "cpu" or not available else "cuda")
+
+
+def available_cpus() -> int:
+    """Return the CPUs that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of what decides the numbers of a run."""
+    found = {"python": platform.python_version()}
+    for name in ("vars-platform", "torch", "torchvision", "av", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _ignore_interrupts(_worker: int) -> None:
+    # Ctrl-C reaches every process of the terminal; the training process ends its workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

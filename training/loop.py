@@ -1,0 +1,160 @@
+"""One pass over a split: training or evaluation.
+
+Knows nothing of epochs, files or the terminal. Everything it returns adds up (sums and confusion matrices), so figures
+over several ranks are a sum away.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mvfoul.errors import DivergedError
+from mvfoul.labels import VOCABULARIES, Head
+from training.dataset import ActionBatch
+from training.loss import FoulLoss, LossSums
+from training.metrics import Confusion, Metrics, confusion_matrix, empty_confusions, metrics_of
+from training.model.network import FoulLogits, FoulNetwork
+
+
+@dataclass
+class Learner:
+    """What one step of training needs."""
+
+    network: FoulNetwork
+    loss: FoulLoss
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    """Disabled unless the precision is fp16."""
+    device: torch.device
+    amp: torch.dtype | None = None
+    """Of the backbone; None is float32."""
+    max_grad_norm: float = 0.0
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Return the context in which the network runs."""
+        return torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None)
+
+
+@dataclass
+class PassResult:
+    """What one pass over a split saw."""
+
+    loss_sums: dict[Head, float] = field(default_factory=lambda: dict.fromkeys(VOCABULARIES, 0.0))
+    confusions: dict[Head, Confusion] = field(default_factory=empty_confusions)
+    labelled: int = 0
+    """Actions that the sums and matrices count."""
+    views: int = 0
+    skipped: list[str] = field(default_factory=list)
+    """One sentence per clip that could not be decoded."""
+    left_out: list[str] = field(default_factory=list)
+    """Ids of the actions without any view."""
+
+    def add(self, batch: ActionBatch, logits: FoulLogits, losses: LossSums) -> None:
+        """Count one batch."""
+        for head in VOCABULARIES:
+            labels, answers = getattr(batch, head), getattr(logits, head).argmax(dim=1)
+            self.confusions[head] += confusion_matrix(labels.cpu(), answers.cpu(), len(VOCABULARIES[head]))
+            self.loss_sums[head] += float(getattr(losses, head).detach())
+        self.labelled += losses.labelled
+        self.views += len(batch.views)
+
+    def note_skipped(self, batch: ActionBatch) -> None:
+        """Remember what of the batch could not be used."""
+        self.skipped.extend(batch.skipped)
+        self.left_out.extend(batch.left_out)
+
+    @property
+    def losses(self) -> dict[Head, float]:
+        """Mean loss per action and head."""
+        return {head: total / max(self.labelled, 1) for head, total in self.loss_sums.items()}
+
+    @property
+    def loss(self) -> float:
+        """Sum of both heads' losses."""
+        return sum(self.losses.values())
+
+    @property
+    def metrics(self) -> Metrics:
+        """Accuracies and the score.
+
+        Raises:
+            ValueError: Not one labelled action.
+        """
+        return metrics_of(self.confusions)
+
+
+OnBatch = Callable[[ActionBatch, PassResult], None]
+
+
+def train_one_epoch(learner: Learner, batches: Iterable[ActionBatch], on_batch: OnBatch | None = None) -> PassResult:
+    """Take one optimiser step per batch.
+
+    The figures are those of the network as it was at each step, in training mode.
+
+    Raises:
+        DivergedError: A loss is not finite; the network holds the weights that gave it.
+    """
+    learner.network.train()
+    learner.loss.train()
+    result = PassResult()
+    for batch in batches:
+        result.note_skipped(batch)
+        if len(batch):
+            _step(learner, batch.to(learner.device, non_blocking=True), result)
+        if on_batch is not None:
+            on_batch(batch, result)
+    return result
+
+
+@torch.inference_mode()
+def evaluate(learner: Learner, batches: Iterable[ActionBatch], on_batch: OnBatch | None = None) -> PassResult:
+    """Measure without learning, in evaluation mode.
+
+    Raises:
+        DivergedError: A loss is not finite.
+    """
+    learner.network.eval()
+    learner.loss.eval()
+    result = PassResult()
+    for batch in batches:
+        result.note_skipped(batch)
+        if len(batch):
+            moved = batch.to(learner.device, non_blocking=True)
+            with learner.autocast():
+                logits = learner.network(moved.views, moved.view_counts)
+            losses = learner.loss(logits, moved)
+            _check_finite(losses.mean, moved)
+            result.add(moved, logits, losses)
+        if on_batch is not None:
+            on_batch(batch, result)
+    return result
+
+
+def _step(learner: Learner, batch: ActionBatch, result: PassResult) -> None:
+    with learner.autocast():
+        logits = learner.network(batch.views, batch.view_counts)
+    losses = learner.loss(logits, batch)
+    loss = losses.mean
+    _check_finite(loss, batch)
+    learner.optimizer.zero_grad(set_to_none=True)
+    learner.scaler.scale(loss).backward()
+    if learner.max_grad_norm > 0:
+        learner.scaler.unscale_(learner.optimizer)
+        torch.nn.utils.clip_grad_norm_(learner.network.parameters(), learner.max_grad_norm)
+    learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
+    result.add(batch, logits, losses)
+
+
+def _check_finite(loss: Tensor, batch: ActionBatch) -> None:
+    if not math.isfinite(value := float(loss.detach())):
+        raise DivergedError(
+            f"the loss is {value} at the actions {', '.join(batch.action_ids)}. Use a lower --optim.lr, "
+            "--optim.max-grad-norm 1, --schedule.warmup-epochs 1, or --loop.amp bf16 or none."
+        )

@@ -1,0 +1,103 @@
+"""The optimiser and the learning rate's schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+
+from training.config import OptimConfig, ScheduleConfig
+
+DEFAULT_STEP_SIZE = 10
+DEFAULT_GAMMA = 0.5
+DEFAULT_PATIENCE = 5
+
+
+def build_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """Build the optimiser over the parameters that learn."""
+    groups = parameter_groups(network, weight_decay=config.weight_decay, decay_norms=config.decay_norms)
+    if config.name == "sgd":
+        momentum = config.sgd_momentum
+        return torch.optim.SGD(groups, lr=config.lr, momentum=momentum, nesterov=momentum > 0)
+    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+    return kind(groups, lr=config.lr)
+
+
+def parameter_groups(network: nn.Module, *, weight_decay: float, decay_norms: bool) -> list[dict[str, Any]]:
+    """Return one group, or two where biases and the scales of norms (all one-dimensional) do not decay."""
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if decay_norms:
+        return [{"params": learning, "weight_decay": weight_decay}]
+    return [
+        {"params": [p for p in learning if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+class Schedule:
+    """The learning rate of each epoch. Call `epoch_ended` once after each epoch."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, config: ScheduleConfig, *, epochs: int, lr: float) -> None:
+        """Set the learning rate of the first epoch.
+
+        Args:
+            optimizer: Its groups have the highest learning rate.
+            config: The rule.
+            epochs: Length of the run; the cosine ends there.
+            lr: The highest learning rate, to which `min_lr` relates.
+        """
+        self._scheduler: LambdaLR | ReduceLROnPlateau
+        gamma = DEFAULT_GAMMA if config.gamma is None else config.gamma
+        if config.name == "plateau":
+            # threshold 0: "better" means the same here as in the choice of best.pth.tar.
+            self._scheduler = ReduceLROnPlateau(
+                optimizer,
+                mode="max",
+                factor=gamma,
+                patience=(config.patience or DEFAULT_PATIENCE) - 1,
+                threshold=0.0,
+                min_lr=config.min_lr or 0.0,
+            )
+        else:
+            self._scheduler = LambdaLR(optimizer, lambda epoch: lr_factor(config, epoch, epochs=epochs, lr=lr))
+
+    def epoch_ended(self, goodness: float) -> None:
+        """Set the learning rate of the next epoch.
+
+        Args:
+            goodness: The validation result, larger is better; only plateau looks at it.
+        """
+        if isinstance(self._scheduler, ReduceLROnPlateau):
+            self._scheduler.step(goodness)
+        else:
+            self._scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values for the checkpoint."""
+        state: dict[str, Any] = self._scheduler.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self._scheduler.load_state_dict(dict(state))
+
+
+def lr_factor(config: ScheduleConfig, epoch: int, *, epochs: int, lr: float) -> float:
+    """Return what the highest learning rate is multiplied by in `epoch`, counted from 0.
+
+    With a warm-up of w epochs the first ones have 1/(w+1), 2/(w+1), ...; the rule then starts at epoch w.
+    """
+    if epoch < config.warmup_epochs:
+        return (epoch + 1) / (config.warmup_epochs + 1)
+    passed, length = epoch - config.warmup_epochs, epochs - config.warmup_epochs
+    if config.name == "step":
+        gamma = DEFAULT_GAMMA if config.gamma is None else config.gamma
+        return float(gamma ** (passed // (config.step_size or DEFAULT_STEP_SIZE)))
+    if config.name == "cosine":
+        low = (config.min_lr or 0.0) / lr
+        return low + (1 - low) * (1 + math.cos(math.pi * passed / length)) / 2
+    return 1.0

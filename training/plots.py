@@ -1,0 +1,75 @@
+"""Pictures: how a run went, and which classes are taken for which. Drawn without a display, written by rename."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from mvfoul.labels import VOCABULARIES, Head
+from training.metrics import Confusion
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_TITLES: Mapping[Head, str] = {"action": "action class", "offence_severity": "offence severity"}
+
+
+def plot_history(path: Path, histories: Mapping[str, Sequence[float]], *, best_epoch: int) -> None:
+    """Draw losses, accuracies and balanced accuracies of both heads, and the score.
+
+    Args:
+        path: The PNG to write.
+        histories: One value per epoch and curve, as in a checkpoint.
+        best_epoch: Counted from 1; marked with a line.
+    """
+    figure = Figure(figsize=(15, 8), layout="constrained")
+    axes = figure.subplots(2, 3)
+    for row, head in zip(axes, VOCABULARIES, strict=True):
+        for axis, kind in zip(row, ("loss", "accuracy", "balanced_accuracy"), strict=True):
+            names = {f"{split}/{head}/{kind}": split for split in ("train", "valid")}
+            _curves(axis, {label: histories[name] for name, label in names.items()}, best_epoch=best_epoch)
+            axis.set_title(f"{_TITLES[head]}: {kind.replace('_', ' ')}")
+            if kind != "loss":
+                axis.set_ylim(-0.02, 1.02)
+    figure.suptitle(f"best epoch {best_epoch}: valid score {100 * histories['valid/score'][best_epoch - 1]:.1f}")
+    _save(figure, path)
+
+
+def plot_confusion(path: Path, confusion: Confusion, head: Head, *, title: str) -> None:
+    """Draw a confusion matrix `[C, C]`: counts as text, the share of each row as colour."""
+    names = VOCABULARIES[head]
+    size = 3 + 0.8 * len(names)
+    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    axis = figure.subplots()
+    rows = confusion.sum(axis=1, keepdims=True)
+    shares = np.divide(confusion, rows, out=np.zeros(confusion.shape), where=rows > 0)
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(*confusion.shape):
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        axis.text(column, row, str(confusion[row, column]), ha="center", va="center", color=colour)
+    axis.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+    axis.set_yticks(range(len(names)), names)
+    axis.set(xlabel="predicted", ylabel="labelled", title=title)
+    figure.colorbar(image, ax=axis, label="share of the label's actions")
+    _save(figure, path)
+
+
+def _curves(axis: Axes, curves: Mapping[str, Sequence[float]], *, best_epoch: int) -> None:
+    for label, values in curves.items():
+        axis.plot(range(1, len(values) + 1), values, label=label, marker=".")
+    axis.axvline(best_epoch, color="grey", linestyle=":")
+    axis.set_xlabel("epoch")
+    axis.grid(alpha=0.3)
+    axis.legend()
+
+
+def _save(figure: Figure, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    options: dict[str, Any] = {"format": "png", "dpi": 100}
+    FigureCanvasAgg(figure).print_figure(temporary, **options)
+    temporary.replace(path)
