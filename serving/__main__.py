@@ -14,11 +14,9 @@ def main() -> int:
     """Return the exit code."""
     try:
         config = tyro.cli(ServeConfig, prog="python -m serving")
-        # KServe parses sys.argv when it is imported, and would take a flag of ours for its own.
-        sys.argv = sys.argv[:1]
-        from serving.server import serve
+        from serving.startup import run
 
-        serve(config)
+        run(config)
     except MVFoulError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code

@@ -26,7 +26,9 @@ class ClientConfig:
     available in time, 4 server overloaded, 5 any other failure of the server.
     """
 
-    clips: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP [CLIP ...]")]
+    clips: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP [CLIP ...]", help_behavior_hint="")
+    ]
     """Video files of one action, one per view."""
     target: str = "127.0.0.1:8081"
     """host:port of the server's gRPC."""

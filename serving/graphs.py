@@ -74,9 +74,12 @@ class OnnxGraphs:
         Raises:
             ArtifactError: An answer differs by more than `SELF_TEST_TOLERANCE`.
         """
+        precision = artifact.manifest.precision
+        if (tolerance := SELF_TEST_TOLERANCE.get(precision)) is None:
+            known = ", ".join(SELF_TEST_TOLERANCE)
+            raise ArtifactError(f"{artifact.directory} has precision {precision!r}; known: {known}. Export again.")
         golden = artifact.golden()
         outputs = self._head.run(list(_TESTED), {FEATURES: self.encode(golden[VIEWS])})
-        tolerance = SELF_TEST_TOLERANCE[artifact.manifest.precision]
         errors = {name: _max_abs_error(found, golden[name]) for name, found in zip(_TESTED, outputs, strict=True)}
         if failed := [f"{name} by {error:.3g}" for name, error in errors.items() if not error <= tolerance]:
             raise ArtifactError(

@@ -45,7 +45,7 @@ class FoulModel(Model):  # type: ignore[misc]  # kserve has no types
         return self.core.artifact.version
 
     def load(self) -> bool:
-        """KServe calls this when a request meets a model that is not ready; it must not become ready by that."""
+        """Keep `ready` as it is; KServe would set it."""
         return bool(self.ready)
 
     def get_input_types(self) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The process: artifact, self-test, engine, both protocols, and an orderly stop.
+"""Both protocols over one engine: where they listen, when they are ready, how they stop.
 
 `ModelServer.start` of KServe listens on every interface and answers new requests with NOT_FOUND while it stops; the
 methods replaced here bind the address that was asked for and finish what is in flight.
@@ -16,50 +16,15 @@ from collections.abc import Sequence
 from kserve import ModelServer
 from kserve.model_repository import ModelRepository
 
-from mvfoul.artifact import load_artifact
-from serving.config import ServeConfig, available_cpus
+from serving.config import ServeConfig
 from serving.dataplane import ClosedRepository, FoulDataPlane
-from serving.engine import Engine, EngineSettings
-from serving.graphs import OnnxGraphs
+from serving.engine import Engine
 from serving.grpc_server import FoulServicer, build_grpc_server
 from serving.metrics import Metrics
 from serving.model import FoulModel
 from serving.rest_server import InferEndpoint, RestServer, bind, build_app
 
 log = logging.getLogger("mvfoul.serving")
-
-
-def serve(config: ServeConfig) -> None:
-    """Serve until SIGTERM or SIGINT; prints one line READY to stdout when both protocols answer.
-
-    Raises:
-        ArtifactError: The artifact is damaged or fails its self-test.
-        ConfigError: An address cannot be bound.
-    """
-    _configure_logging(config.log_level)
-    engine = load_engine(config)
-    try:
-        FoulServer(config, engine).start()
-    finally:
-        engine.close()
-
-
-def load_engine(config: ServeConfig) -> Engine:
-    """Load and verify the artifact, and run its self-test.
-
-    Raises:
-        ArtifactError: It is damaged or computes something else than at export.
-    """
-    artifact = load_artifact(config.artifact)
-    graphs = OnnxGraphs(artifact, threads=config.threads or available_cpus())
-    graphs.self_test(artifact)
-    log.info("artifact %s (%s) passed its self-test", config.artifact, artifact.version)
-    settings = EngineSettings(
-        decode_workers=config.decode_workers or available_cpus(),
-        max_in_flight=config.max_in_flight,
-        abstain_below=config.abstain_below,
-    )
-    return Engine(artifact, graphs, settings)
 
 
 class FoulServer(ModelServer):  # type: ignore[misc]  # kserve has no types
@@ -134,10 +99,3 @@ def _on_signal() -> asyncio.Event:
 
 def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _configure_logging(level: str) -> None:
-    logging.basicConfig(
-        level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
-    logging.getLogger("mvfoul").setLevel(level.upper())

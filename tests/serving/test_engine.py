@@ -1,0 +1,140 @@
+"""The engine without a protocol. Its graphs are real; a gate in front of them makes "in flight" a state to test in."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from mvfoul.errors import InvalidClipError, OverloadedError, RequestError
+from serving.engine import Engine, EngineSettings
+from serving.graphs import OnnxGraphs
+
+SETTINGS = EngineSettings(decode_workers=2, max_in_flight=2, abstain_below=0.5)
+
+
+class GatedGraphs(OnnxGraphs):
+    """Waits before each encoder call until the gate opens."""
+
+    def __init__(self, artifact):
+        super().__init__(artifact, threads=1)
+        self.gate = threading.Event()
+        self.calls = 0
+
+    def encode(self, views):
+        assert self.gate.wait(30)
+        self.calls += 1
+        return super().encode(views)
+
+
+@pytest.fixture
+def graphs(artifact):
+    made = GatedGraphs(artifact)
+    yield made
+    made.gate.set()
+
+
+@pytest.fixture
+def engine(artifact, graphs):
+    made = Engine(artifact, graphs, SETTINGS)
+    yield made
+    graphs.gate.set()
+    made.close()
+
+
+async def _until(condition):
+    for _ in range(2000):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("the state was not reached within 10 s")
+
+
+def test_clips_and_their_views_get_one_answer(engine, graphs, clips, views):
+    graphs.gate.set()
+
+    async def both():
+        return await engine.predict(clips), await engine.predict_views(views)
+
+    from_clips, from_views = asyncio.run(both())
+    assert from_clips.prediction == from_views.prediction
+    assert set(from_clips.stages_s) - set(from_views.stages_s) == {"decode"}
+
+
+def test_the_same_views_give_the_same_bits(engine, graphs, views):
+    graphs.gate.set()
+
+    async def often():
+        return [await engine.predict_views(views) for _ in range(5)]
+
+    answers = asyncio.run(often())
+    assert len({answer.scores.action_probabilities.tobytes() for answer in answers}) == 1
+
+
+def test_one_request_too_many_is_refused_at_once_and_the_others_are_answered(engine, graphs, views):
+    async def scenario():
+        admitted = [asyncio.create_task(engine.predict_views(views)) for _ in range(2)]
+        await _until(lambda: engine.in_flight == 2)
+        with pytest.raises(OverloadedError, match="2 requests are in flight"):
+            await engine.predict_views(views)
+        graphs.gate.set()
+        return await asyncio.gather(*admitted)
+
+    assert len(asyncio.run(scenario())) == 2
+    assert engine.in_flight == 0
+
+
+def test_the_event_loop_stays_free_while_the_graphs_run(engine, graphs, views):
+    async def scenario():
+        request = asyncio.create_task(engine.predict_views(views))
+        await _until(lambda: engine.in_flight == 1)  # needs a loop that runs while the encoder waits
+        assert not request.done()
+        graphs.gate.set()
+        await request
+
+    asyncio.run(scenario())
+
+
+def test_a_cancelled_request_gives_its_place_back_and_is_not_computed(engine, graphs, views):
+    async def scenario():
+        first = asyncio.create_task(engine.predict_views(views))
+        second = asyncio.create_task(engine.predict_views(views))
+        await _until(lambda: engine.in_flight == 2)
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+        assert engine.in_flight == 1
+        graphs.gate.set()
+        await first
+
+    asyncio.run(scenario())
+    assert graphs.calls == 1
+
+
+def test_all_bad_clips_are_named_and_the_place_is_given_back(engine, clips):
+    with pytest.raises(InvalidClipError, match=r"CLIPS\[0\]: .*CLIPS\[2\]: "):
+        asyncio.run(engine.predict([b"x", clips[0], b"y"]))
+    assert engine.in_flight == 0
+
+
+def test_views_of_another_shape_never_reach_the_graphs(engine, graphs):
+    graphs.gate.set()
+    with pytest.raises(RequestError, match="expected"):
+        asyncio.run(engine.predict_views(np.zeros((1, 3, 1, 2, 2), np.uint8)))
+    assert graphs.calls == 0
+
+
+@pytest.mark.parametrize("count", [0, 6])
+def test_no_view_and_six_views_are_refused(engine, clips, count):
+    with pytest.raises(RequestError, match=f"{count} views; send from 1 to 5"):
+        asyncio.run(engine.predict([clips[0]] * count))
+
+
+def test_a_head_below_the_threshold_abstains(artifact, graphs, views):
+    graphs.gate.set()
+    engine = Engine(artifact, graphs, EngineSettings(decode_workers=1, max_in_flight=1, abstain_below=1.0))
+    answer = asyncio.run(engine.predict_views(views))
+    engine.close()
+    assert answer.prediction.action.abstains
+    assert answer.prediction.offence_severity.abstains

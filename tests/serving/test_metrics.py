@@ -1,0 +1,110 @@
+"""Metrics: complete from the start, and moved by what happens, over both protocols."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+
+from mvfoul.errors import OverloadedError, RequestError
+from mvfoul.labels import VOCABULARIES
+from serving.metrics import Metrics
+from serving.status import REASONS
+
+
+@pytest.fixture
+def registry():
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def metrics(artifact, registry):
+    return Metrics(artifact, registry=registry)
+
+
+def scrape(rest):
+    """All samples of the server: {(name, labels): value}."""
+    text = rest.get("/metrics").text
+    families = text_string_to_metric_families(text)
+    return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
+
+
+def moved(before, after, name, **labels):
+    key = (name, frozenset(labels.items()))
+    return after[key] - before[key]
+
+
+@pytest.mark.usefixtures("metrics")
+def test_every_series_known_in_advance_starts_at_zero(registry):
+    for head, labels in VOCABULARIES.items():
+        for label in labels:
+            assert registry.get_sample_value("mvfoul_predictions_total", {"head": head, "label": label}) == 0
+    for reason in REASONS:
+        assert registry.get_sample_value("mvfoul_errors_total", {"reason": reason}) == 0
+    for stage in ("decode", "queue", "encode", "head", "total"):
+        assert registry.get_sample_value("mvfoul_stage_duration_seconds_count", {"stage": stage}) == 0
+
+
+@pytest.mark.usefixtures("metrics")
+def test_the_smallest_bucket_is_one_millisecond(registry):
+    labels = {"stage": "total", "le": "0.001"}
+    assert registry.get_sample_value("mvfoul_stage_duration_seconds_bucket", labels) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(RequestError("x"), "invalid_request"), (OverloadedError("x"), "overloaded"), (ZeroDivisionError(), "internal")],
+)
+def test_an_error_is_counted_by_reason_and_passes_through(metrics, registry, error, reason):
+    with pytest.raises(type(error)), metrics.request("rest"):
+        raise error
+    assert registry.get_sample_value("mvfoul_errors_total", {"reason": reason}) == 1
+    labels = {"protocol": "rest", "outcome": reason}
+    assert registry.get_sample_value("mvfoul_request_duration_seconds_count", labels) == 1
+
+
+def test_only_a_bug_leaves_a_traceback_in_the_log(metrics, caplog):
+    for error in (RequestError("send less"), ZeroDivisionError("a bug")):
+        with pytest.raises(type(error)), metrics.request("grpc"):
+            raise error
+    refused, failed = caplog.records
+    assert (refused.levelname, refused.exc_info) == ("WARNING", None)
+    assert "send less" in refused.message
+    assert (failed.levelname, failed.exc_info[0]) == ("ERROR", ZeroDivisionError)
+
+
+def test_a_grpc_request_moves_the_scraped_metrics(rest, client, clips):
+    before = scrape(rest)
+    decision = client.classify(clips[:3])
+    after = scrape(rest)
+    assert moved(before, after, "mvfoul_request_duration_seconds_count", protocol="grpc", outcome="ok") == 1
+    for stage in ("decode", "queue", "encode", "head", "total"):
+        assert moved(before, after, "mvfoul_stage_duration_seconds_count", stage=stage) == 1
+    assert moved(before, after, "mvfoul_views_per_request_sum") == 3
+    answers = {"action": decision.action, "offence_severity": decision.offence_severity}
+    for head, answer in answers.items():
+        assert moved(before, after, "mvfoul_predictions_total", head=head, label=answer.label) == 1
+        assert moved(before, after, "mvfoul_abstentions_total", head=head) == answer.abstain
+
+
+def test_a_rest_request_moves_the_scraped_metrics(rest, clips):
+    data = [base64.b64encode(clips[0]).decode()]
+    body = {"inputs": [{"name": "CLIPS", "datatype": "BYTES", "shape": [1], "data": data}]}
+    before = scrape(rest)
+    assert rest.post("/v2/models/mvfoul/infer", json=body).status_code == 200
+    assert rest.post("/v2/models/mvfoul/infer", content=b"?").status_code == 400
+    after = scrape(rest)
+    assert moved(before, after, "mvfoul_request_duration_seconds_count", protocol="rest", outcome="ok") == 1
+    assert moved(before, after, "mvfoul_errors_total", reason="invalid_request") == 1
+    assert moved(before, after, "mvfoul_views_per_request_count") == 1
+
+
+def test_the_scrape_says_which_artifact_is_served_and_that_it_is_ready(rest, artifact):
+    samples = scrape(rest)
+    (labels,) = [dict(labels) for name, labels in samples if name == "mvfoul_artifact_info"]
+    assert labels["version"] == artifact.version
+    assert labels["backbone"] == artifact.manifest.origin.backbone
+    assert samples["mvfoul_ready", frozenset()] == 1
+    assert samples["mvfoul_requests_in_flight", frozenset()] == 0
