@@ -120,5 +120,7 @@ def pts_of(packet: Packet[VideoStream]) -> int:
         InvalidClipError: The container does not say.
     """
     if packet.pts is None:
-        raise InvalidClipError("the clip has pictures without timestamps; put it into an mp4 file.")
+        raise InvalidClipError(
+            "the clip has pictures without timestamps (B-frames in AVI have none). Encode it again as mp4."
+        )
     return packet.pts

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from mvfoul.clip import ClipSpec
 from mvfoul.errors import InvalidClipError
-from mvfoul.picture import is_reference, upright
+from mvfoul.picture import has_hole, is_reference, upright
 from mvfoul.resize import Resizer, cached_resizer
 from mvfoul.timeline import Timeline, pts_of, read_timeline
 
@@ -141,6 +141,8 @@ def _open(source: Path | bytes, limits: DecodeLimits) -> Iterator[tuple[InputCon
                 "format_whitelist": _CONTAINERS,
                 "codec_whitelist": ",".join(_CODECS),
                 "protocol_whitelist": "none",
+                # PyAV asks FFmpeg to guess timestamps that a container (AVI) lacks. With B-frames it guesses wrong.
+                "fflags": "-genpts",
             },
             metadata_errors="replace",
         )
@@ -222,6 +224,7 @@ class _Decoder:
         self._context = stream.codec_context
         self._context.thread_count = 1
         self._context.options = {"max_pixels": str(limits.max_frame_pixels)}
+        self._codec = self._context.name, self._context.extradata
         self._timeline = timeline
         self._deadline_s = deadline_s
 
@@ -238,40 +241,44 @@ class _Decoder:
             InvalidClipError: A picture is damaged or does not come out. Wanted or not: others are built on it.
         """
         reformatter = VideoReformatter()
-        codec, extradata = self._context.name, self._context.extradata
-        needed = [p for p in packets if p.pts in wanted or is_reference(p, codec, extradata)]
+        needed = [p for p in packets if p.pts in wanted or is_reference(p, *self._codec)]
         for timestamp, frame in self._frames(needed):
             if timestamp in wanted:
                 rgb = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
                 yield timestamp, upright(rgb.astype(np.uint8, copy=False), frame)
 
     def _frames(self, packets: Sequence[Packet[VideoStream]]) -> Iterator[tuple[int, VideoFrame]]:
-        """Yield every picture from the first packet's on, each exactly once.
+        """Yield every picture from the first packet's on, in the order in which they are shown.
 
         Pictures shown before the first packet's are left out, damaged or not: they refer to what was not decoded, and
         no later picture refers to them.
         """
         start = pts_of(packets[0])
         due = {pts_of(p) for p in packets if pts_of(p) >= start and not p.is_discard}
+        last = start - 1
         for packet in (*packets, None):
             for frame in self._decode(packet, start):
-                if frame.pts in due:
-                    if frame.is_corrupt:
-                        raise self._damage(frame.pts, "parts of it cannot be decoded")
-                    due.remove(frame.pts)
-                    yield frame.pts, frame
+                if frame.pts is None or frame.pts < start:
+                    continue
+                if frame.is_corrupt:
+                    raise self._damage(frame.pts, "parts of it cannot be decoded")
+                if frame.pts <= last:
+                    raise self._damage(frame.pts, "its timestamp contradicts the order of the pictures")
+                last = frame.pts
+                due.discard(frame.pts)
+                yield frame.pts, frame
         if due:
             raise self._damage(min(due), "the decoder does not return it")
 
     def _decode(self, packet: Packet[VideoStream] | None, start: int) -> list[VideoFrame]:
         if time.thread_time() > self._deadline_s:
             raise InvalidClipError(
-                "the clip takes too long to decode (the limit). Encode it with fewer, smaller frames."
+                "the clip takes too long to decode (over the limit). Encode it with fewer or smaller frames."
             )
         timestamp = start if packet is None else pts_of(packet)
         try:
-            if packet is not None and packet.is_corrupt and timestamp >= start:
-                raise self._damage(timestamp, "its data is incomplete")
+            if packet is not None and (packet.is_corrupt or has_hole(packet, *self._codec)):
+                raise av.error.InvalidDataError(0, "a part of its data is missing")
             return self._context.decode(packet)
         except av.error.FFmpegError as error:
             if timestamp < start:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import av
+import numpy as np
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
@@ -61,3 +67,104 @@ def tiny_artifact(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
     outcome = export_checkpoint(ExportConfig(ckpt=tiny_checkpoint, output=target))
     assert outcome.artifact is not None, [check.failures for check in outcome.report.failed]
     return target
+
+
+@pytest.fixture(scope="session")
+def numbered_clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`numbered_clip(container="mp4", **how)` writes a clip whose pictures carry their number; returns its path.
+
+    `how`: see `_write_numbered_clip`. The fixture `frame_numbers` reads the numbers from a decoded view.
+    """
+    folder = tmp_path_factory.mktemp("clips")
+    names = itertools.count()
+
+    def write(*, container: str = "mp4", **how: Any) -> Path:
+        path = folder / f"{next(names)}.{container}"
+        _write_numbered_clip(path, **how)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def frame_numbers() -> Callable[[np.ndarray], list[int]]:
+    """`frame_numbers(view)` reads the numbers from a view, uint8 `[3, T, H, W]`, resized by `squash`."""
+    return lambda view: [_number_of(view[:, t].transpose(1, 2, 0)) for t in range(view.shape[1])]
+
+
+@pytest.fixture(scope="session")
+def numbered_picture() -> Callable[..., np.ndarray]:
+    """`numbered_picture(number, width, height)` draws what `numbered_clip` encodes: uint8 `[H, W, 3]`."""
+    return _numbered_picture
+
+
+_CODE_ROWS, _CODE_COLUMNS = 2, 4  # Eight blocks, black or white: the bits of a number from 0 to 255.
+
+
+def _numbered_picture(number: int, width: int, height: int) -> np.ndarray:
+    bits = np.unpackbits(np.array([number], np.uint8)).reshape(_CODE_ROWS, _CODE_COLUMNS)
+    rows, columns = np.arange(height) * _CODE_ROWS // height, np.arange(width) * _CODE_COLUMNS // width
+    noise = np.random.default_rng(number).integers(-20, 21, (height, width, 3))
+    return (40 + 175 * bits[rows][:, columns, None] + noise).astype(np.uint8)
+
+
+def _number_of(picture: np.ndarray) -> int:
+    rows, columns = np.array_split(picture, _CODE_ROWS), _CODE_COLUMNS
+    bits = [block.mean() > 127 for row in rows for block in np.array_split(row, columns, axis=1)]
+    return int(np.packbits(bits)[0])
+
+
+def _write_numbered_clip(
+    path: Path,
+    *,
+    frames: int = 30,
+    fps: int | Fraction = 25,
+    times_s: Sequence[Fraction | float] | None = None,
+    size: tuple[int, int] = (64, 48),
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    gop: int = 12,
+    options: dict[str, str] | None = None,
+    rotation: tuple[float, bool, bool] | None = None,
+    audio: bool = False,
+    muxer_options: dict[str, str] | None = None,
+) -> None:
+    """Encode numbered pictures, 0 to `frames - 1`.
+
+    Args:
+        path: Its suffix names the container.
+        frames: How many pictures.
+        fps: Constant frame rate.
+        times_s: When each picture is shown; replaces `frames` and the constant rate.
+        size: Width and height in pixels.
+        codec: FFmpeg's name of the encoder.
+        pix_fmt: FFmpeg's name of the pixel format.
+        gop: Frames from one keyframe to the next.
+        options: Of the encoder.
+        rotation: Degrees counter-clockwise, and whether to mirror across and down: the display matrix.
+        audio: Whether a second of noise goes with it, longer than the video's first frames.
+        muxer_options: Of the container.
+    """
+    time_base = 1 / Fraction(fps) if times_s is None else Fraction(1, 90_000)
+    times_s = [k * time_base for k in range(frames)] if times_s is None else times_s
+    with av.open(str(path), "w", options=muxer_options or {}) as output:
+        stream = output.add_stream(codec, rate=Fraction(fps), options={"threads": "1", **(options or {})})
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = *size, pix_fmt, gop
+        stream.codec_context.time_base = time_base
+        if rotation:
+            stream.set_display_rotation(*rotation)
+        if audio:
+            sound = output.add_stream("aac", rate=16_000)
+            output.mux([*sound.encode(_noise()), *sound.encode(None)])
+        for number, at_s in enumerate(times_s):
+            frame = av.VideoFrame.from_ndarray(_numbered_picture(number, *size), format="rgb24")
+            frame.pts, frame.time_base = round(Fraction(at_s) / time_base), time_base
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+
+
+def _noise(seconds: int = 1) -> av.AudioFrame:
+    samples = np.random.default_rng(0).integers(-3000, 3000, (1, 16_000 * seconds), np.int16)
+    frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+    frame.sample_rate, frame.pts = 16_000, 0
+    return frame
