@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 
 from mvfoul.artifact import ENCODER, GOLDEN, load_artifact, write_manifest
-from mvfoul.errors import MVFoulError, OverloadedError, UnavailableError
+from mvfoul.errors import ArtifactError, MVFoulError, OverloadedError, UnavailableError
 from serving.client import FoulClient
+from serving.config import ServeConfig
+from serving.startup import load_engine
 
 
 def outcome(client, clips):
@@ -58,10 +60,9 @@ def test_a_failing_self_test_keeps_the_server_from_starting(run_module, tiny_art
     assert "Traceback" not in done.stderr
 
 
-def test_a_directory_that_is_no_artifact_is_refused(run_module, tmp_path):
-    done = run_module("serving", "--artifact", str(tmp_path))
-    assert done.returncode == 2
-    assert "python -m export" in done.stderr
+def test_a_directory_that_is_no_artifact_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match="python -m export"):
+        load_engine(ServeConfig(artifact=tmp_path))
 
 
 @pytest.mark.parametrize(("flag", "other"), [("--http-port", "--grpc-port"), ("--grpc-port", "--http-port")])
@@ -95,6 +96,7 @@ def test_another_address_can_be_chosen_for_both_protocols(start_server, clips):
 
 def test_a_full_server_refuses_at_once_and_recovers(start_server, clips):
     """Both protocols; meanwhile health checks and metrics are answered."""
+    clips = clips[:2]
     data = [base64.b64encode(clip).decode() for clip in clips]
     body = {"inputs": [{"name": "CLIPS", "datatype": "BYTES", "shape": [len(clips)], "data": data}]}
     enough = threading.Event()
@@ -109,15 +111,14 @@ def test_a_full_server_refuses_at_once_and_recovers(start_server, clips):
         with ThreadPoolExecutor(4) as pool:
             pressing = [pool.submit(press) for _ in range(4)]
             try:
-                statuses = {
-                    httpx.post(f"{server.http}/v2/models/mvfoul/infer", json=body).status_code for _ in range(30)
-                }
+                statuses = set()
+                while 429 not in statuses:  # pytest's timeout ends it
+                    statuses.add(httpx.post(f"{server.http}/v2/models/mvfoul/infer", json=body, timeout=60).status_code)
                 assert httpx.get(f"{server.http}/v2/health/live").status_code == 200
                 assert httpx.get(f"{server.http}/v2/health/ready").status_code == 200
             finally:
                 enough.set()
         assert set().union(*(future.result() for future in pressing)) == {"ok", OverloadedError}
-        assert 429 in statuses
         assert statuses <= {200, 429}
         assert outcome(client, clips) == "ok"
         assert 'mvfoul_errors_total{reason="overloaded"} 0.0' not in httpx.get(f"{server.http}/metrics").text
@@ -127,7 +128,7 @@ def test_a_full_server_refuses_at_once_and_recovers(start_server, clips):
 def test_a_stopped_server_answers_what_is_in_flight(start_server, wait_until, clips, stop):
     with start_server("--max-in-flight", "64", "--decode-workers", "1") as server, FoulClient(server.grpc) as client:
         with ThreadPoolExecutor(24) as pool:
-            asked = [pool.submit(outcome, client, clips) for _ in range(24)]
+            asked = [pool.submit(outcome, client, clips[:1]) for _ in range(24)]
             wait_until(lambda: in_flight(server.http) >= 4, "four requests in flight")
             server.process.send_signal(stop)
             outcomes = [future.result() for future in asked]
