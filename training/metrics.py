@@ -74,10 +74,17 @@ def head_metrics(confusion: Confusion) -> HeadMetrics:
     Raises:
         ValueError: The matrix is empty.
     """
-    occurrences = confusion.sum(axis=1)
+    return metrics_from_counts(np.diagonal(confusion), confusion.sum(axis=1))
+
+
+def metrics_from_counts(hits: NDArray[np.int64], occurrences: NDArray[np.int64]) -> HeadMetrics:
+    """Return the figures of one head from the right answers and occurrences of each class, int64 `[C]`.
+
+    Raises:
+        ValueError: Nothing occurs.
+    """
     if not occurrences.any():
         raise ValueError("no labelled action: accuracy is not defined.")
-    hits = np.diagonal(confusion)
     recalls = np.divide(hits, occurrences, out=np.full(len(hits), np.nan), where=occurrences > 0)
     return HeadMetrics(
         accuracy=float(hits.sum() / occurrences.sum()),

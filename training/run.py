@@ -165,7 +165,7 @@ def _passes(config: TrainConfig, parts: Parts, epoch: int, console: RunConsole) 
         if not result.labelled:
             raise AnnotationError(
                 f"not one clip of {name} could be decoded; the first: {result.skipped[0]}. "
-                "Check the data: python -m training.check_data --data.root DIR"
+                "Check the data: python -m training.check_data --root DIR"
             )
     return trained, validated
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,15 @@ import pytest
 import torch
 
 from mvfoul.labels import ACTION_CLASSES, FoulLabels, soccernet_fields
+from training.config import (
+    ClipConfig,
+    DataConfig,
+    LoopConfig,
+    ModelConfig,
+    OptimConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -125,3 +135,35 @@ def _labels(kind: int, *, labelled: bool) -> dict[str, str]:
         return {"Action class": "", "Offence": "", "Severity": ""}
     # Dive is the last class: the official evaluator wants its severity to be 1.0.
     return soccernet_fields(FoulLabels(kind, 1 if ACTION_CLASSES[kind] == "Dive" else kind % 4))
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_dataset) -> Callable[..., TrainConfig]:
+    """`tiny_config(output=..., loop={"epochs": 3})`: the smallest run on `tiny_dataset`; groups as dictionaries."""
+
+    def make(*, root: Path = tiny_dataset, **settings: Any) -> TrainConfig:
+        base = TrainConfig(
+            weights="none",
+            device="cpu",
+            data=DataConfig(root=root, workers=0, preload_gib=0.5),
+            clip=ClipConfig(num_frames=2, size_px=16),
+            model=ModelConfig(backbone="mc3_18", aggregation="max"),
+            optim=OptimConfig(name="sgd", lr=0.01, momentum=0.0),
+            schedule=ScheduleConfig(name="constant"),
+            loop=LoopConfig(epochs=2, batch_size=8, patience=0),
+        )
+        changed = {
+            name: replace(getattr(base, name), **value) if isinstance(value, dict) else value
+            for name, value in settings.items()
+        }
+        return replace(base, **changed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_config, tmp_path_factory) -> Path:
+    """The folder of a finished run of two epochs on `tiny_dataset`. Read only."""
+    from training.run import train
+
+    return train(tiny_config(output=tmp_path_factory.mktemp("run"))).output

@@ -1,0 +1,80 @@
+"""`python -m training.evaluate --ckpt best.pth.tar --data.root DIR --split test`: what a checkpoint is worth."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from mvfoul.errors import ConfigError, MVFoulError
+from training.annotations import canonical_split
+from training.config import Device
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Evaluate a checkpoint on one split, as the official evaluator counts.
+
+    Writes metrics.json, predictions_<split>.json in SoccerNet's format, and both confusion matrices as PNG.
+
+    A split without labels (challenge) gets predictions only.
+    """
+
+    ckpt: Path
+    """Checkpoint of `python -m training`."""
+    root: Annotated[Path, tyro.conf.arg(name="data.root")]
+    """Folder with the splits in it."""
+    split: str = "test"
+    """train, valid, test or challenge."""
+    output: Path | None = None
+    """Folder to write to; evaluation_<split> beside the checkpoint where left out."""
+    batch_size: int = 8
+    """Actions at a time."""
+    num_views: int | None = None
+    """Views per action at most, the first ones; as many as the checkpoint's clip contract allows where left out."""
+    workers: int = 4
+    """Processes that decode clips. 0: decode in this process."""
+    device: Device = "auto"
+    """auto: the GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        canonical_split(self.split)
+        for flag, value, low in (
+            ("--batch-size", self.batch_size, 1),
+            ("--num-views", 1 if self.num_views is None else self.num_views, 1),
+            ("--workers", self.workers, 0),
+        ):
+            if value < low:
+                raise ConfigError(f"{flag} is {value}. Use {low} or more.")
+
+
+def parse_config(args: Sequence[str]) -> EvaluateConfig:
+    """Read the flags; prints help or what is wrong with them and exits, as command lines do."""
+    return tyro.cli(EvaluateConfig, args=args, prog="python -m training.evaluate")
+
+
+def main() -> int:
+    """Return the exit code."""
+    config = parse_config(sys.argv[1:])
+    # Late: torch takes seconds to load, and `--help` must answer at once.
+    from training.evaluation import evaluate_checkpoint
+
+    try:
+        evaluate_checkpoint(config)
+    except MVFoulError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted\n")
+        return INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

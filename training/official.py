@@ -1,0 +1,105 @@
+"""How the official evaluator counts: `SoccerNet.Evaluation.MV_FoulRecognition.evaluate` (PyPI `SoccerNet` 0.2.0).
+
+It compares a prediction file with annotations.json as that stands on disk, so it differs from plain counting:
+
+- The offence must be spelled as annotated. Where that is "No Offence", or "Between" or "" of a Dive, no prediction in
+  SoccerNet's own spelling is ever right.
+- No offence must come with severity "", and a Dive that is an offence with "1.0", whatever was annotated.
+- An action without a prediction, such as one whose clips are all damaged, is wrong.
+- A severity that is not a string, or not spelled "1.0" to "5.0", takes the action out, unless it is no offence.
+
+It answers NaN where a class does not occur. The balanced accuracies here are then over the classes that do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mvfoul.labels import ACTION_CLASSES, VOCABULARIES, Head, normalise_action_class
+from training.metrics import HeadMetrics, Metrics, metrics_from_counts
+
+_NO_OFFENCE: Final = ("No offence", "No Offence")
+_UNDECIDED_OFFENCE: Final = ("", "Between")
+_UNDECIDED_SEVERITY: Final = ("", "2.0", "4.0")
+_SEVERITIES: Final = {"1.0": 1, "3.0": 2, "5.0": 3}
+
+
+@dataclass(frozen=True)
+class OfficialCount:
+    """Right answers and occurrences per class, each int64 `[C]` per head."""
+
+    hits: Mapping[Head, NDArray[np.int64]]
+    occurrences: Mapping[Head, NDArray[np.int64]]
+    unanswered: tuple[str, ...]
+    """Ids of the actions that count and have no prediction."""
+    misspelt: tuple[str, ...]
+    """Ids of the actions whose offence is annotated in a spelling that no prediction has."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """Accuracies and the score.
+
+        Raises:
+            ValueError: No action counts.
+        """
+        return Metrics({head: self._head(head) for head in VOCABULARIES})
+
+    @property
+    def leaderboard_value(self) -> float:
+        """What the official evaluator answers, from 0 to 100; NaN where a class does not occur."""
+        if any((occurring == 0).any() for occurring in self.occurrences.values()):
+            return float("nan")
+        return 100 * self.metrics.score
+
+    def _head(self, head: Head) -> HeadMetrics:
+        return metrics_from_counts(self.hits[head], self.occurrences[head])
+
+
+def official_count(annotations: Mapping[str, Any], predictions: Mapping[str, Any]) -> OfficialCount:
+    """Count a prediction file against an annotation file, both as JSON documents with "Actions".
+
+    Raises:
+        LabelError: An action class is not in the vocabulary.
+    """
+    hits, occurrences = _zeros(), _zeros()
+    unanswered, misspelt = [], []
+    for action_id, fields in annotations["Actions"].items():
+        if (wanted := _wanted(fields)) is None:
+            continue
+        action, severity, severity_text = wanted
+        occurrences["action"][action] += 1
+        occurrences["offence_severity"][severity] += 1
+        if fields.get("Offence") not in ("Offence", "No offence"):
+            misspelt.append(action_id)
+        if (answer := predictions["Actions"].get(action_id)) is None:
+            unanswered.append(action_id)
+            continue
+        hits["action"][action] += answer["Action class"] == fields["Action class"]
+        right = (fields.get("Offence"), severity_text) == (answer["Offence"], answer["Severity"])
+        hits["offence_severity"][severity] += right
+    return OfficialCount(hits, occurrences, tuple(unanswered), tuple(misspelt))
+
+
+def _wanted(fields: Mapping[str, Any]) -> tuple[int, int, str] | None:
+    """Return both labels of an action and the severity its prediction must have; None if it does not count."""
+    action_class, offence, severity = (fields.get(key, "") for key in ("Action class", "Offence", "Severity"))
+    if not normalise_action_class(action_class):
+        return None
+    action, dive = ACTION_CLASSES.index(normalise_action_class(action_class)), action_class == "Dive"
+    if offence in _NO_OFFENCE:
+        return action, 0, ""
+    if not dive and (offence in _UNDECIDED_OFFENCE or severity in _UNDECIDED_SEVERITY):
+        return None
+    decided = "1.0" if severity in _UNDECIDED_SEVERITY else severity
+    if offence not in ("Offence", *_UNDECIDED_OFFENCE) or not isinstance(decided, str) or decided not in _SEVERITIES:
+        return None
+    return action, _SEVERITIES[decided], "1.0" if dive else decided
+
+
+def _zeros() -> dict[Head, NDArray[np.int64]]:
+    return {head: np.zeros(len(names), np.int64) for head, names in VOCABULARIES.items()}
