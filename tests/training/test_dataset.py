@@ -175,16 +175,18 @@ def test_a_clip_that_cannot_be_decoded_is_left_out_and_named(write, grey_clip):
         assert reason in sentence
 
 
-def test_a_clip_that_disappears_or_may_not_be_read_is_left_out(write):
-    root = write([[40, 70, 100]])
+def test_a_clip_that_disappears_or_cannot_be_read_is_left_out(write):
+    root = write([[40, 70, 100, 130]])
     data = open_data(root)
-    folder = root / "train" / "action_0"
-    (folder / "clip_0.mp4").unlink()
-    (folder / "clip_1.mp4").unlink()
-    (folder / "clip_1.mp4").mkdir()
+    gone, folder, unreadable = (root / "train" / "action_0" / f"clip_{k}.mp4" for k in range(3))
+    for path in (gone, folder, unreadable):
+        path.unlink()
+    folder.mkdir()
+    unreadable.symlink_to("/proc/self/mem")  # a file whose first byte gives an input/output error, to root too
     sample = data[0]
-    assert levels(sample.views) == [100]
-    assert len(sample.skipped) == 2
+    assert levels(sample.views) == [130]
+    assert len(sample.skipped) == 3
+    assert "Input/output error" in sample.skipped[2]
 
 
 def test_a_damaged_view_is_replaced_by_the_next_one(write):
