@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mvfoul.clip import TIMELINE_FPS, ClipSpec, preset
+from mvfoul.clip import TIMELINE_FPS, ClipSpec, preset, sample_window
 from mvfoul.errors import ConfigError, InvalidClipError
 from mvfoul.video import decode_clip
 from training.annotations import ActionRecord, ClipRecord, load_annotations
@@ -317,4 +317,4 @@ def _pick(frames: Sequence[int], num_frames: int, fps: float) -> tuple[int, ...]
             f"fps {fps} yields {len(frames)} frames in 2 s, the default clip needs {num_frames}. Use fps 8 or more, "
             "or give a clip spec with fewer frames."
         )
-    return tuple(frames[(2 * i + 1) * len(frames) // (2 * num_frames)] for i in range(num_frames))
+    return tuple(frames[i] for i in sample_window((0, len(frames)), num_frames))
