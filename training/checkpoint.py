@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mvfoul.clip import ClipSpec
-from mvfoul.errors import CheckpointError, ClipSpecError
+from mvfoul.errors import CheckpointError, ClipSpecError, ConfigError
 from mvfoul.labels import VOCABULARIES
 from training.model.network import FoulNetwork
 
@@ -102,7 +102,10 @@ def build_network(checkpoint: Checkpoint, *, source: str = "checkpoint") -> Foul
     Raises:
         CheckpointError: The weights are not those of the backbone and aggregation that the checkpoint names.
     """
-    network = FoulNetwork(checkpoint.backbone, checkpoint.aggregation, clip=checkpoint.clip)  # type: ignore[arg-type]
+    try:
+        network = FoulNetwork(checkpoint.backbone, checkpoint.aggregation, clip=checkpoint.clip)  # type: ignore[arg-type]
+    except ConfigError as error:
+        raise CheckpointError(f"{source} cannot be rebuilt: {error} Use the version that wrote it.") from error
     own = network.state_dict()
     wrong = sorted(set(own) ^ set(checkpoint.state_dict)) or [
         key for key in own if own[key].shape != checkpoint.state_dict[key].shape
