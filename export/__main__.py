@@ -23,6 +23,9 @@ def main() -> int:
     except MVFoulError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; nothing was changed\n")
+        return 130
     return 0 if outcome.artifact else EXIT_PARITY_FAILED
 
 

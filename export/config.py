@@ -60,8 +60,7 @@ class ExportConfig:
     ckpt: Path
     """The checkpoint, such as best.pth.tar."""
     output: Path | None = None
-    """The artifact's directory; an artifact that is there is kept as <output>.previous. Default: artifact, beside the
-    checkpoint."""
+    """Where to publish; an artifact that is there becomes <output>.previous. None: "artifact" beside the checkpoint."""
     data: DataConfig = DataConfig()
     split: str = "test"
     """Held-out split of --data.root to compare on."""

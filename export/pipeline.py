@@ -6,9 +6,10 @@ and the folder renamed to the target: a killed export leaves the old artifact as
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -42,6 +43,7 @@ from mvfoul.artifact import (
     write_json,
     write_manifest,
 )
+from mvfoul.clip import ClipSpec
 from mvfoul.errors import ArtifactError, ConfigError
 from training.checkpoint import Checkpoint, load_network
 from training.model.network import FoulNetwork
@@ -85,9 +87,10 @@ def export_checkpoint(config: ExportConfig, progress: Progress | None = None) ->
     with progress.step("checkpoint") as facts:
         source = load_source(config.ckpt)
         facts.append(_described(source.checkpoint))
+    batches = _clips(config, source.network.clip, progress)
     with _work_folder(target) as work:
         _write_graphs(config, source, work, progress)
-        report = _verify(config, source, work, progress)
+        report = _verify(config, source, batches, work, progress)
         write_json(work / "parity.json", report.to_json())
         write_json(work / "config.json", config.to_json())
         progress.table(report)
@@ -123,7 +126,7 @@ def make_manifest(source: Source, report: ParityReport) -> Manifest:
         precision="fp32",
         parity=report.summary(),
         temperatures=dict(checkpoint.temperatures),
-        evaluation=dict(checkpoint.evaluation),
+        evaluation=_without_nan(checkpoint.evaluation),
         versions={name: version(name) for name in ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime")},
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -141,10 +144,7 @@ def _write_graphs(config: ExportConfig, source: Source, work: Path, progress: Pr
             facts += [size_of(work / file), f"{len(model.graph.node)} nodes", f"opset {config.opset}"]
 
 
-def _verify(config: ExportConfig, source: Source, work: Path, progress: Progress) -> ParityReport:
-    reference = TorchRunner(source.network, source.checkpoint.temperatures)
-    candidate = OnnxRunner(work)
-    clip = source.network.clip
+def _clips(config: ExportConfig, clip: ClipSpec, progress: Progress) -> list[ViewBatch]:
     with progress.step("clips") as facts:
         batches = generated_batches(clip)
         if config.data.root is not None:
@@ -154,6 +154,15 @@ def _verify(config: ExportConfig, source: Source, work: Path, progress: Progress
             batches += held_out
             facts += [f"{len(held_out)} actions of {config.split}", *(f"skipped {reason}" for reason in skipped)]
         facts.append(f"{sum(len(batch.views) for batch in batches)} views in {len(batches)} batches")
+    return batches
+
+
+def _verify(
+    config: ExportConfig, source: Source, batches: Sequence[ViewBatch], work: Path, progress: Progress
+) -> ParityReport:
+    reference = TorchRunner(source.network, source.checkpoint.temperatures)
+    candidate = OnnxRunner(work)
+    clip = source.network.clip
     with progress.step("comparison with PyTorch"):
         report = check_parity(reference, candidate, batches, config.tolerance, max_views=clip.max_views)
     with progress.step(GOLDEN) as facts:
@@ -185,7 +194,7 @@ def write_golden(path: Path, reference: Runner, candidate: Runner, batch: ViewBa
 
 def _check_target(target: Path) -> None:
     """Refuse to replace what is not an artifact: publishing renames it, and the next time deletes it."""
-    for path in (target, target.with_name(target.name + ".previous")):
+    for path in (target, target.parent / f"{target.name}.previous"):
         if path.exists() and not (path / MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
             raise ConfigError(
                 f"{path} exists and is no artifact (no {MANIFEST} in it); it would be replaced. "
@@ -217,6 +226,15 @@ def _remove(work: Path | None) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
+def _without_nan(value: Any) -> Any:
+    """Replace NaN and infinity, which JSON lacks, by None: the balanced accuracy of a split without a class is NaN."""
+    if isinstance(value, Mapping):
+        return {str(key): _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _described(checkpoint: Checkpoint) -> str:
     clip = checkpoint.clip
     return (
@@ -238,7 +256,7 @@ def _explain_success(artifact: Artifact, progress: Progress) -> None:
     size = sum((directory / name).stat().st_size for name in files)
     progress.totals()
     progress.say(f"\nPublished {directory} (version {artifact.version}, {size / 1e6:.1f} MB)")
-    previous = directory.with_name(directory.name + ".previous")
+    previous = directory.parent / f"{directory.name}.previous"
     if previous.exists():
         progress.say(f"The artifact that was there: {previous}")
     progress.say("Next:")

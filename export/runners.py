@@ -17,6 +17,7 @@ import numpy as np
 import onnxruntime
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mvfoul.artifact import (
     ACTION_LOGITS,
@@ -80,13 +81,13 @@ class TorchRunner:
     def encode(self, views: NDArray[np.uint8]) -> Tensors:
         """See `Runner`."""
         with torch.inference_mode():
-            return {FEATURES: self._network.encode(torch.from_numpy(views)).numpy()}
+            return {FEATURES: self._network.encode(_aligned(views)).numpy()}
 
     def classify(self, features: NDArray[np.float32]) -> Tensors:
         """See `Runner`."""
         view_mask = torch.ones(1, len(features), dtype=torch.bool)
         with torch.inference_mode():
-            logits = self._network.classify(torch.from_numpy(features).unsqueeze(0), view_mask)
+            logits = self._network.classify(_aligned(features).unsqueeze(0), view_mask)
         action, severity, weights = (tensor.squeeze(0).numpy() for tensor in logits)
         return {
             ACTION_LOGITS: action,
@@ -153,10 +154,17 @@ def graph_specs(clip: ClipSpec, feature_dim: int) -> tuple[GraphSpec, GraphSpec]
     return encoder, head
 
 
+def _aligned(array: NDArray[Any]) -> Tensor:
+    """Copy to memory of torch's own: MKL sums in an order that depends on the address, and numpy's are arbitrary."""
+    return torch.from_numpy(array).clone()
+
+
 def _session(path: Path, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.use_deterministic_compute = True
+    # PyTorch runs in turns with this; threads that spin while it does would take its cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:

@@ -60,11 +60,18 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_artifact(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of the artifact that the real export makes of `tiny_checkpoint`. Copy it before changing it."""
+    import torch
+
     from export.config import ExportConfig
     from export.pipeline import export_checkpoint
 
     target = tmp_path_factory.mktemp("tiny_artifact") / "artifact"
-    outcome = export_checkpoint(ExportConfig(ckpt=tiny_checkpoint, output=target))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        outcome = export_checkpoint(ExportConfig(ckpt=tiny_checkpoint, output=target))
+    finally:
+        torch.set_num_threads(threads)
     assert outcome.artifact is not None, [check.failures for check in outcome.report.failed]
     return target
 

@@ -1,0 +1,48 @@
+"""Fixtures of the export tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from export.pipeline import Source, load_source
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small tensors: more threads only cost time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def source(tiny_checkpoint: Path) -> Source:
+    return load_source(tiny_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def run_export(repo_root: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`run_export("--ckpt", ..., cwd=folder)`: `python -m export` to the end, with a terminal of fixed width."""
+
+    def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "export", *map(str, arguments)]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(repo_root),
+            "COLUMNS": "100",
+            "NO_COLOR": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=240, env=environment, cwd=cwd, check=False
+        )
+
+    return run
