@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import atan2, degrees
 from typing import Any
 
 import numpy as np
@@ -66,4 +67,6 @@ def upright(rgb: NDArray[np.uint8], frame: VideoFrame) -> NDArray[np.uint8]:
         return rgb[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
     if b and c and not a and not d:
         return rgb.transpose(1, 0, 2)[:: -1 if b < 0 else 1, :: -1 if c < 0 else 1]
-    raise InvalidClipError(f"the clip is turned by {frame.rotation} degrees; only quarter turns can be shown.")
+    raise InvalidClipError(
+        f"the clip is turned by {-degrees(atan2(b, a)):.0f} degrees; only quarter turns can be shown. Turn it."
+    )

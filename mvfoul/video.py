@@ -43,7 +43,7 @@ _CONTAINERS: Final = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,avi"
 # FFmpeg's names of decoders; some have two for one format.
 _CODECS: Final = (
     *("h264", "hevc", "av1", "libdav1d", "vp8", "libvpx", "vp9", "libvpx-vp9"),
-    *("mpeg4", "mpeg2video", "mjpeg", "ffv1"),
+    *("mpeg4", "mpeg2video", "mjpeg"),
 )
 
 
@@ -164,7 +164,7 @@ def _read(path: Path, limits: DecodeLimits) -> bytes:
 def _why_not_a_video(data: bytes, error: Exception) -> str:
     if data[4:8] == b"ftyp" and b"moov" not in data:
         return "the clip is cut off: its index is missing (moov atom not found). Copy or record it again."
-    return f"the clip is no video of a known container: {_reason(error)}. Known: mp4, mov, mkv, webm, ts, avi."
+    return f"the clip is no video in mp4, mov, mkv, webm, ts or avi (FFmpeg: {_reason(error)}). Encode it as mp4."
 
 
 def _video_stream(container: InputContainer, limits: DecodeLimits) -> VideoStream:
@@ -200,6 +200,8 @@ def _packets(container: InputContainer, stream: VideoStream, limits: DecodeLimit
                 yield packet
     except av.error.FFmpegError:
         return  # What is missing after the damage is reported as missing, if it is needed.
+    except IndexError:
+        return  # A transport stream had a stream more than announced: PyAV stumbles over it at the end.
 
 
 def _fill(

@@ -155,7 +155,9 @@ def _write_numbered_clip(
     time_base = 1 / Fraction(fps) if times_s is None else Fraction(1, 90_000)
     times_s = [k * time_base for k in range(frames)] if times_s is None else times_s
     with av.open(str(path), "w", options=muxer_options or {}) as output:
-        stream = output.add_stream(codec, rate=Fraction(fps), options={"threads": "1", **(options or {})})
+        stream = output.add_stream(
+            codec, rate=Fraction(fps), options={"threads": "1", "sc_threshold": "0", **(options or {})}
+        )
         stream.width, stream.height, stream.pix_fmt, stream.gop_size = *size, pix_fmt, gop
         stream.codec_context.time_base = time_base
         if rotation:

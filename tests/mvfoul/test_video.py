@@ -1,0 +1,426 @@
+"""The decoder on small real clips whose pictures carry their number."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from av.video.frame import PictureType
+
+from mvfoul.clip import ClipSpec, preset
+from mvfoul.errors import InvalidClipError
+from mvfoul.resize import Resizer
+from mvfoul.video import DecodeLimits, decode_clip, probe_clip
+
+OPEN_GOP = {"x264-params": "open-gop=1:bframes=4:b-pyramid=normal:ref=4:scenecut=0:min-keyint=6"}
+REALTIME = {"deadline": "realtime", "cpu-used": "8"}
+
+
+def spec(*frames, **overrides):
+    return ClipSpec(**{"window": (0, max(frames) + 1), "frame_indices": frames, "size_px": 32, **overrides})
+
+
+def all_pictures(path):
+    """Every picture of a file as RGB, in the order in which they are shown."""
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def resized(pictures, clip):
+    out = np.empty(clip.view_shape, np.uint8)
+    for place, index in enumerate(clip.frame_indices):
+        Resizer(*pictures[index].shape[:2], clip).into(pictures[index], out[:, place])
+    return out
+
+
+FORMATS = {
+    "mp4": {},
+    "mp4 without B-frames": {"options": {"bf": "0"}},
+    "mp4 with open groups": {"options": OPEN_GOP},
+    "mp4 of one group": {"gop": 1000},
+    "mp4 of keyframes": {"gop": 1},
+    "mp4 refreshed column by column": {"options": {"x264-params": "intra-refresh=1:ref=1"}},
+    "mp4 in fragments": {"muxer_options": {"movflags": "frag_keyframe+empty_moov"}},
+    "mp4 with its index in front": {"muxer_options": {"movflags": "faststart"}},
+    "mp4 with sound": {"audio": True},
+    "mp4 interlaced": {"options": {"x264-params": "interlaced=1"}, "size": (64, 64)},
+    "mp4 of odd size": {"pix_fmt": "yuv444p", "size": (67, 45)},
+    "mp4 upright": {"size": (46, 70)},
+    "mp4 of h265": {"codec": "libx265", "options": {"x265-params": "log-level=none:open-gop=1:bframes=4"}},
+    "mp4 of mpeg4": {"codec": "mpeg4", "options": {"bf": "2"}},
+    "mov": {"container": "mov"},
+    "mkv": {"container": "mkv", "options": OPEN_GOP},
+    "webm of vp8": {"container": "webm", "codec": "libvpx", "options": REALTIME},
+    "webm of vp9 with hidden pictures": {
+        "container": "webm",
+        "codec": "libvpx-vp9",
+        "options": {"auto-alt-ref": "1", "lag-in-frames": "12", "deadline": "good", "cpu-used": "5"},
+    },
+    "ts": {"container": "ts"},
+    "ts with open groups": {"container": "ts", "options": OPEN_GOP},
+    "ts refreshed column by column": {"container": "ts", "options": {"x264-params": "intra-refresh=1:ref=1"}},
+    "ts of mpeg2": {"container": "ts", "codec": "mpeg2video", "options": {"bf": "2"}},
+    "avi of mpeg4": {"container": "avi", "codec": "mpeg4"},
+    "avi of mjpeg": {"container": "avi", "codec": "mjpeg", "pix_fmt": "yuvj420p"},
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_frame_of_a_25_fps_clip_is_the_one_of_a_full_decode(name, numbered_clip, frame_numbers):
+    path = numbered_clip(frames=30, **FORMATS[name])
+    pictures = all_pictures(path)
+    assert len(pictures) == probe_clip(path).frames == 30
+    for first in range(30):
+        clip = spec(*sorted({first, min(first + 1, 29), min(first + 5, 29)}))
+        view = decode_clip(path, clip)
+        assert frame_numbers(view) == list(clip.frame_indices)
+        assert (view == resized(pictures, clip)).all()
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv", "ts"])
+@pytest.mark.parametrize("fps", [50, 60, 30, Fraction(30_000, 1001), Fraction(25, 2)])
+def test_at_another_frame_rate_a_frame_is_the_picture_shown_at_its_time(fps, container, numbered_clip, frame_numbers):
+    path = numbered_clip(frames=60, fps=fps, container=container)
+    times_ms = [1000 * k / Fraction(fps) for k in range(60)]
+    if container == "mkv":
+        times_ms = [round(t) for t in times_ms]
+    frames = range(int(times_ms[-1]) // 40)
+    shown = [max(k for k, t in enumerate(times_ms) if t <= 40 * i + 1) for i in frames]
+    assert frame_numbers(decode_clip(path, spec(*frames))) == shown
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv", "ts"])
+def test_at_changing_frame_rates_a_frame_is_the_picture_shown_at_its_time(container, numbered_clip, frame_numbers):
+    times_s = np.cumsum([0, *np.random.default_rng(3).choice([0.01, 0.02, 0.04, 0.1, 0.3], 40)])
+    path = numbered_clip(times_s=[Fraction(round(1000 * t), 1000) for t in times_s], container=container)
+    frames = range(int(times_s[-1] * 25))
+    shown = [int(np.searchsorted(times_s, i / 25 + 0.001, side="right")) - 1 for i in frames]
+    assert frame_numbers(decode_clip(path, spec(*frames))) == shown
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv", "ts"])
+def test_time_counts_from_the_first_picture_wherever_the_stream_starts(container, numbered_clip, frame_numbers):
+    path = numbered_clip(times_s=[Fraction(7, 3) + Fraction(k, 25) for k in range(30)], container=container)
+    assert frame_numbers(decode_clip(path, spec(0, 1, 13, 29))) == [0, 1, 13, 29]
+
+
+def remuxed(source, target, *, change=lambda packet: packet, options=None):
+    """Copy the packets of a video, each changed, and left out where `change` returns None."""
+    with av.open(str(source)) as read, av.open(str(target), "w", options=options or {}) as write:
+        stream = write.add_stream_from_template(read.streams.video[0])
+        for packet in read.demux(video=0):
+            if packet.size and (packet := change(packet)) is not None:
+                packet.stream = stream
+                write.mux(packet)
+    return target
+
+
+def test_what_an_edit_list_cuts_away_is_not_counted(numbered_clip, frame_numbers, tmp_path):
+    def seven_frames_earlier(packet):
+        shift = int(7 / 25 / packet.time_base)
+        packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+        return packet
+
+    source = numbered_clip(frames=30)
+    cut = remuxed(source, tmp_path / "cut.mp4", change=seven_frames_earlier, options={"avoid_negative_ts": "disabled"})
+    assert len(all_pictures(cut)) == probe_clip(cut).frames == 23
+    assert frame_numbers(decode_clip(cut, spec(0, 1, 9, 22))) == [7, 8, 16, 29]
+
+
+def test_a_stream_cut_into_starts_at_its_first_keyframe(numbered_clip, frame_numbers, tmp_path):
+    source = numbered_clip(frames=36, gop=12, container="ts", options=OPEN_GOP)
+    dropped = iter(range(20))
+    cut = remuxed(source, tmp_path / "cut.ts", change=lambda packet: packet if next(dropped, None) is None else None)
+    first = frame_numbers(np.stack(all_pictures(cut)[:1]).transpose(3, 0, 1, 2))[0]
+    assert first > 20
+    assert frame_numbers(decode_clip(cut, spec(0, 1, 5))) == [first, first + 1, first + 5]
+
+
+def test_keyframe_flags_that_lie_only_cost_time(numbered_clip, frame_numbers, tmp_path):
+    def flagged(packet):
+        packet.is_keyframe = True
+        return packet
+
+    liar = remuxed(numbered_clip(frames=30, gop=30), tmp_path / "liar.mkv", change=flagged)
+    assert frame_numbers(decode_clip(liar, spec(14, 15, 20))) == [14, 15, 20]
+
+
+ROTATIONS = {
+    (0, False, False): lambda picture: picture,
+    (90, False, False): lambda picture: np.rot90(picture, 1),
+    (180, False, False): lambda picture: np.rot90(picture, 2),
+    (270, False, False): lambda picture: np.rot90(picture, 3),
+    (0, True, False): lambda picture: picture[:, ::-1],
+    (0, False, True): lambda picture: picture[::-1],
+    (90, True, False): lambda picture: np.rot90(picture, 1)[:, ::-1],
+}
+
+
+@pytest.mark.parametrize("rotation", ROTATIONS)
+@pytest.mark.parametrize("resize", ["squash", "center_crop"])
+def test_pictures_are_turned_as_the_display_matrix_says(rotation, resize, numbered_clip):
+    path = numbered_clip(frames=3, rotation=rotation)
+    clip = spec(0, 2, resize=resize, short_side_px=40)
+    assert (decode_clip(path, clip) == resized([ROTATIONS[rotation](p) for p in all_pictures(path)], clip)).all()
+
+
+def test_a_picture_turned_by_less_than_a_quarter_is_refused(numbered_clip):
+    with pytest.raises(InvalidClipError, match="turned by 30 degrees"):
+        decode_clip(numbered_clip(frames=2, rotation=(30, False, False)), spec(0))
+
+
+def test_720p_is_decoded_like_any_other_size(numbered_clip, frame_numbers):
+    path = numbered_clip(frames=4, size=(1280, 720), options={"preset": "ultrafast"})
+    view = decode_clip(path, spec(0, 3, size_px=224))
+    assert frame_numbers(view) == [0, 3]
+    assert (view == resized(all_pictures(path), spec(0, 3, size_px=224))).all()
+
+
+def test_repeated_frames_are_repeated(numbered_clip, frame_numbers):
+    clip = ClipSpec(window=(0, 9), frame_indices=(2, 2, 5, 5, 5, 8), size_px=32)
+    assert frame_numbers(decode_clip(numbered_clip(frames=10), clip)) == [2, 2, 5, 5, 5, 8]
+
+
+def test_a_path_and_its_bytes_give_the_same_view(numbered_clip):
+    path = numbered_clip(frames=6)
+    view = decode_clip(path, spec(1, 4))
+    assert view.shape == (3, 2, 32, 32)
+    assert view.dtype == np.uint8
+    assert view.flags.c_contiguous
+    assert (view == decode_clip(path.read_bytes(), spec(1, 4))).all()
+
+
+def test_threads_do_not_disturb_each_other(numbered_clip, frame_numbers):
+    paths = [numbered_clip(frames=20, gop=gop) for gop in (5, 20)]
+    with ThreadPoolExecutor(4) as pool:
+        views = list(pool.map(lambda k: decode_clip(paths[k % 2], spec(k % 20)), range(40)))
+    assert [frame_numbers(view) for view in views] == [[k % 20] for k in range(40)]
+
+
+def test_probe_says_what_the_container_declares(numbered_clip):
+    info = probe_clip(numbered_clip(frames=30, fps=50, size=(64, 48)))
+    assert (info.frames, info.width_px, info.height_px, info.codec) == (30, 64, 48, "h264")
+    assert info.duration_s == pytest.approx(0.6)
+    assert info.fps == pytest.approx(50)
+
+
+# What is refused
+
+
+def test_a_clip_that_is_too_short_says_how_long_it_is_and_which_frame_is_needed(numbered_clip):
+    path = numbered_clip(frames=60)
+    with pytest.raises(InvalidClipError, match=r"60 readable frames \(2\.40 s\); frame 98 \(at 3\.92 s\) is needed"):
+        decode_clip(path, preset())
+
+
+def test_a_clip_cut_off_within_the_window_is_refused_and_one_cut_off_after_it_is_not(numbered_clip, frame_numbers):
+    data = numbered_clip(frames=30, gop=10, muxer_options={"movflags": "faststart"}).read_bytes()
+    cut = data[: len(data) * 2 // 3]
+    assert frame_numbers(decode_clip(cut, spec(0, 9))) == [0, 9]
+    with pytest.raises(InvalidClipError, match=r"frame 29|damaged"):
+        decode_clip(cut, spec(0, 29))
+
+
+def test_a_clip_cut_off_before_its_index_says_so(numbered_clip):
+    data = numbered_clip(frames=30).read_bytes()
+    with pytest.raises(InvalidClipError, match="moov atom not found"):
+        decode_clip(data[: len(data) // 2], spec(0))
+
+
+def packet_places(path):
+    """Where each picture's data lies in the file: {frame: (offset, size, is_keyframe)}, at 25 fps."""
+    with av.open(str(path)) as container:
+        packets = [p for p in container.demux(video=0) if p.size]
+    start = min(p.pts for p in packets)
+    return {round((p.pts - start) * p.time_base * 25): (p.pos, p.size, p.is_keyframe) for p in packets}
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv"])
+@pytest.mark.parametrize("damage", ["noise", "hole"])
+def test_damage_is_refused_in_what_is_decoded_and_ignored_elsewhere(damage, container, numbered_clip, frame_numbers):
+    path = numbered_clip(frames=36, gop=12, size=(128, 96), container=container, options={"bf": "0"})
+    offset, size, _ = packet_places(path)[17]
+    data = bytearray(path.read_bytes())
+    noise = np.random.default_rng(1).integers(1, 256, size // 2, np.uint8).tobytes()
+    data[offset + size // 3 : offset + size // 3 + size // 2] = noise if damage == "noise" else bytes(size // 2)
+    damaged = bytes(data)
+    for frames in ((17,), (18,), (3, 23)):
+        with pytest.raises(InvalidClipError, match=r"damaged at 0\.68 s"):
+            decode_clip(damaged, spec(*frames))
+    for frames in ((3, 16), (24, 35)):
+        assert frame_numbers(decode_clip(damaged, spec(*frames))) == list(frames)
+
+
+def test_pictures_that_nobody_refers_to_are_not_decoded_unless_wanted(numbered_clip, frame_numbers):
+    path = numbered_clip(frames=12, options={"x264-params": "bframes=1:b-adapt=0:b-pyramid=none:scenecut=0"})
+    b_frame = next(k for k, picture_type in enumerate(picture_types(path)) if picture_type == PictureType.B)
+    offset, size, _ = packet_places(path)[b_frame]
+    data = bytearray(path.read_bytes())
+    data[offset + 20 : offset + size] = bytes(size - 20)
+    around = (b_frame - 1, b_frame + 1, 11)
+    assert frame_numbers(decode_clip(bytes(data), spec(*around))) == list(around)
+    with pytest.raises(InvalidClipError, match=rf"damaged at {b_frame / 25:.2f} s"):
+        decode_clip(bytes(data), spec(b_frame, 11))
+
+
+def picture_types(path):
+    with av.open(str(path)) as container:
+        return [frame.pict_type for frame in container.decode(video=0)]
+
+
+def test_b_frames_in_avi_have_no_timestamps_and_are_refused_rather_than_guessed(numbered_clip):
+    with pytest.raises(InvalidClipError, match=r"without timestamps .* as mp4"):
+        decode_clip(numbered_clip(container="avi", codec="libx264"), spec(3))
+
+
+def test_sound_without_a_picture_is_refused(tmp_path):
+    path = tmp_path / "sound.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16_000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16_000), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 16_000
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    for check in (lambda: decode_clip(path, spec(0)), lambda: probe_clip(path)):
+        with pytest.raises(InvalidClipError, match="no video, only audio"):
+            check()
+
+
+def test_codecs_off_the_list_are_refused_by_name(numbered_clip):
+    with pytest.raises(InvalidClipError, match="codec is ffv1; known: h264"):
+        decode_clip(numbered_clip(frames=2, container="mkv", codec="ffv1", pix_fmt="bgr0"), spec(0))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"no video at all\n" * 500, "no video in mp4"),
+        (np.random.default_rng(0).bytes(100_000), "no video in mp4"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(1000), "no video in mp4"),
+        (b"\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00mp42isom", "moov atom not found"),
+        (b"\x1aE\xdf\xa3" + bytes(1000), "no video"),
+        (b"G" + bytes(187), "no video"),
+    ],
+    ids=["empty", "text", "noise", "picture", "mp4 header", "mkv header", "ts header"],
+)
+def test_bytes_that_are_no_video_are_refused_with_the_reason(data, reason):
+    for check in (lambda: decode_clip(data, spec(0)), lambda: probe_clip(data)):
+        with pytest.raises(InvalidClipError, match=reason):
+            check()
+
+
+def test_paths_that_are_no_file_are_refused_by_name(tmp_path):
+    (tmp_path / "folder.mp4").mkdir()
+    os.mkfifo(tmp_path / "pipe.mp4")
+    for name, reason in (("none.mp4", "does not exist"), ("folder.mp4", "not a file"), ("pipe.mp4", "not a file")):
+        with pytest.raises(InvalidClipError, match=f"{name} .*{reason}"):
+            decode_clip(tmp_path / name, spec(0))
+
+
+def test_neither_urls_nor_playlists_are_followed(numbered_clip):
+    clip = numbered_clip(frames=3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/clip.mp4"
+        inputs = [
+            Path(url),
+            f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{url}\n#EXT-X-ENDLIST\n".encode(),
+            f"ffconcat version 1.0\nfile '{clip}'\n".encode(),
+            f"ffconcat version 1.0\nfile '{url}'\n".encode(),
+            f"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video {url[17:22]} RTP/AVP 96\n".encode(),
+            url.encode(),
+            str(clip).encode(),
+        ]
+        for source in inputs:
+            with pytest.raises(InvalidClipError):
+                decode_clip(source, spec(0))
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+LIMITS = {
+    "max_bytes": (1000, "more than 1000 bytes"),
+    "max_frame_pixels": (64 * 48 - 1, "64x48; the limit is 3071 pixels"),
+    "max_frames": (7, "more than 7 frames"),
+    "max_decode_s": (0.0, "too long to decode"),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_clip_over_a_limit_is_refused(name, numbered_clip):
+    path = numbered_clip(frames=20)
+    limit, reason = LIMITS[name]
+    with pytest.raises(InvalidClipError, match=reason):
+        decode_clip(path, spec(9), limits=replace(DecodeLimits(), **{name: limit}))
+
+
+def test_limits_that_a_clip_just_meets_do_not_refuse_it(numbered_clip, frame_numbers):
+    path = numbered_clip(frames=20, options={"bf": "0"})
+    limits = DecodeLimits(max_bytes=path.stat().st_size, max_frame_pixels=64 * 48, max_frames=11)
+    assert frame_numbers(decode_clip(path, spec(9), limits=limits)) == [9]
+
+
+def test_damaged_clips_leave_no_file_open_and_print_nothing(numbered_clip, tmp_path):
+    data = bytearray(numbered_clip(frames=20, size=(128, 96), gop=20, options={"bf": "0"}).read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 2000] = bytes(2000)
+    (tmp_path / "damaged.mp4").write_bytes(data)
+    script = """if True:
+        import os, sys
+        from pathlib import Path
+        from mvfoul.clip import ClipSpec
+        from mvfoul.errors import InvalidClipError
+        from mvfoul.video import decode_clip
+        def attempt():
+            try:
+                decode_clip(Path(sys.argv[1]), ClipSpec(window=(0, 20), frame_indices=(19,), size_px=32))
+            except InvalidClipError:
+                return len(os.listdir("/proc/self/fd"))
+        attempt()
+        first = attempt()
+        assert first and {attempt() for _ in range(5)} == {first}
+    """
+    command = [sys.executable, "-c", script, str(tmp_path / "damaged.mp4")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+# The real sample
+
+
+def sample_clips(root):
+    return sorted(root.glob("test/action_*/clip_*.mp4"))
+
+
+@pytest.mark.parametrize("name", ["two-second", "vars-2023"])
+def test_real_clips_equal_a_full_decode_resized_by_torchvision(name, sample_root):
+    import torch
+    from torchvision.transforms.v2 import functional
+
+    clip = preset(name)
+    for path in sample_clips(sample_root):
+        pictures, view = all_pictures(path), decode_clip(path, clip)
+        assert (view == resized(pictures, clip)).all(), path
+        chosen = torch.from_numpy(np.stack([pictures[i] for i in clip.frame_indices])).permute(0, 3, 1, 2)
+        if clip.resize == "squash":
+            expected = functional.resize(chosen, [224, 224], antialias=False)
+        else:
+            expected = functional.center_crop(functional.resize(chosen, [256], antialias=False), [224, 224])
+        assert np.abs(view.astype(int) - expected.permute(1, 0, 2, 3).numpy()).max() <= 1, path
+
+
+def test_real_clips_are_what_the_data_set_says(sample_root):
+    for path in sample_clips(sample_root):
+        info = probe_clip(path)
+        assert (info.width_px, info.height_px, info.codec) == (398, 224, "h264")
+        assert info.frames in (126, 127)
+        assert info.fps == pytest.approx(25)
