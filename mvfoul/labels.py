@@ -137,6 +137,8 @@ def labels_from_soccernet(fields: Mapping[str, Any]) -> FoulLabels:
     Raises:
         LabelError: A field is missing or outside the vocabularies.
     """
+    if not isinstance(fields, Mapping):
+        raise LabelError(f"predicted action is {fields!r}; it must be an object with Action class, Offence, Severity.")
     if missing := [key for key in ("Action class", "Offence", "Severity") if key not in fields]:
         raise LabelError(f"predicted action lacks {missing}; it needs Action class, Offence and Severity.")
     action = normalise_action_class(fields["Action class"])
