@@ -1,0 +1,1 @@
+"""A synthetic multi-camera data set in SoccerNet-MVFoul's layout, for the demo and for tests."""
