@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,12 +148,18 @@ class Artifact:
         """Return the self-test: one array per name of `GOLDEN_TENSORS`.
 
         Raises:
-            ArtifactError: An array is missing.
+            ArtifactError: An array is missing, or it is no archive of plain arrays.
         """
-        with np.load(self.path(GOLDEN), allow_pickle=False) as archive:
-            if missing := [name for name in GOLDEN_TENSORS if name not in archive]:
-                raise ArtifactError(f"{self.directory / GOLDEN} lacks {missing}; export again.")
-            return {name: archive[name] for name in GOLDEN_TENSORS}
+        try:
+            with self.path(GOLDEN).open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in GOLDEN_TENSORS if name in archive}
+        except (ValueError, TypeError, EOFError, BadZipFile) as error:
+            raise ArtifactError(
+                f"{self.directory / GOLDEN} is no archive of arrays ({error}); export again."
+            ) from error
+        if missing := [name for name in GOLDEN_TENSORS if name not in arrays]:
+            raise ArtifactError(f"{self.directory / GOLDEN} lacks {missing}; export again.")
+        return arrays
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> Artifact:
@@ -268,8 +275,8 @@ def _read_manifest(directory: Path) -> Manifest:
         raise ArtifactError(f"{path} has schema version {schema!r}; this version reads {SCHEMA_VERSION}. Export again.")
     try:
         return _parse_manifest(document, path)
-    except (KeyError, TypeError, ClipSpecError) as error:
-        raise ArtifactError(f"{path} is not a manifest of schema {SCHEMA_VERSION}: {error}. Export again.") from error
+    except (AttributeError, KeyError, TypeError, ClipSpecError) as error:
+        raise ArtifactError(f"{path} is not a manifest of schema {SCHEMA_VERSION}: {error!r}. Export again.") from error
 
 
 def _parse_manifest(document: dict[str, Any], path: Path) -> Manifest:
@@ -278,10 +285,12 @@ def _parse_manifest(document: dict[str, Any], path: Path) -> Manifest:
         raise ArtifactError(f"{path} has labels {labels}; this version knows {dict(VOCABULARIES)}. Export again.")
     if unknown := sorted(set(document) - {f.name for f in fields(Manifest)}):
         raise ArtifactError(f"{path} has unknown fields {unknown}; use the version that wrote it.")
-    if unsafe := [name for name in document["files"] if Path(name).name != name]:
+    hashes = {name: str(digest) for name, digest in document["files"].items()}
+    if unsafe := [name for name in hashes if Path(name).name != name or name == ".."]:
         raise ArtifactError(f"{path} names files outside its directory: {unsafe}. Do not use it.")
     parsed = {
         "labels": labels,
+        "files": hashes,
         "clip": ClipSpec.from_json(document["clip"]),
         "encoder": _parse_graph(document["encoder"]),
         "head": _parse_graph(document["head"]),

@@ -5,7 +5,6 @@ One home for this, so that evaluation, the export's parity check and the server 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mvfoul.errors import LabelError
-from mvfoul.labels import VOCABULARIES, FoulLabels, Head
+from mvfoul.labels import ACTION_CLASSES, OFFENCE_SEVERITIES, VOCABULARIES, FoulLabels, Head
 
 DEFAULT_ABSTAIN_BELOW: Final = 0.5
 """assumption: under one half, the other answers together are more likely. Set your own from validation."""
@@ -114,7 +113,7 @@ def make_prediction(
     Args:
         action: Probabilities `[8]`.
         offence_severity: Probabilities `[4]`.
-        view_weights: `[V]`.
+        view_weights: `[V]`, summing to 1.
         abstain_below: A head whose best probability is lower abstains; 0 never does.
 
     Raises:
@@ -123,9 +122,15 @@ def make_prediction(
     if not 0 <= abstain_below <= 1:
         raise LabelError(f"abstain_below is {abstain_below}; it must be from 0 to 1.")
     return Prediction(
-        HeadPrediction("action", _probabilities("action", action), abstain_below),
-        HeadPrediction("offence_severity", _probabilities("offence_severity", offence_severity), abstain_below),
-        tuple(float(w) for w in np.asarray(view_weights, dtype=np.float64)),
+        HeadPrediction(
+            "action", _distribution("action probabilities", action, length=len(ACTION_CLASSES)), abstain_below
+        ),
+        HeadPrediction(
+            "offence_severity",
+            _distribution("offence_severity probabilities", offence_severity, length=len(OFFENCE_SEVERITIES)),
+            abstain_below,
+        ),
+        _distribution("view weights", view_weights),
     )
 
 
@@ -137,11 +142,10 @@ def softmax(logits: ArrayLike, *, temperature: float = 1.0) -> NDArray[np.float3
     return probabilities
 
 
-def _probabilities(head: Head, values: ArrayLike) -> tuple[float, ...]:
-    vector: Sequence[float] = np.asarray(values, dtype=np.float64).tolist()
-    expected = len(VOCABULARIES[head])
-    if np.shape(vector) != (expected,):
-        raise LabelError(f"{head} probabilities have shape {np.shape(vector)}; expected ({expected},).")
-    if not np.isfinite(vector).all() or min(vector) < 0 or abs(sum(vector) - 1) > _SUM_TOLERANCE:
-        raise LabelError(f"{head} probabilities {vector} are not a distribution; check the engine's output for NaN.")
-    return tuple(vector)
+def _distribution(name: str, values: ArrayLike, *, length: int | None = None) -> tuple[float, ...]:
+    vector = np.asarray(values, dtype=np.float64)
+    if vector.ndim != 1 or vector.size != (length or vector.size) or not vector.size:
+        raise LabelError(f"{name} have shape {vector.shape}; expected ({length or 'at least 1'},).")
+    if not np.isfinite(vector).all() or vector.min() < 0 or abs(vector.sum() - 1) > _SUM_TOLERANCE:
+        raise LabelError(f"{name} {vector.tolist()} are not a distribution; check the engine's output for NaN.")
+    return tuple(vector.tolist())
