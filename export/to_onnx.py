@@ -30,6 +30,7 @@ from mvfoul.artifact import (
     VIEW_WEIGHTS,
     VIEWS,
 )
+from mvfoul.errors import ConfigError
 from training.model.network import FoulNetwork
 
 HEAD_OUTPUTS: Final = (
@@ -145,6 +146,11 @@ def _export(
         )
     assert program is not None  # noqa: S101  # None only where a file name is given in the old exporter
     model: onnx.ModelProto = program.model_proto
+    # Where an operator has no newer form, the exporter's converter gives up without an error.
+    if (written := {entry.domain: entry.version for entry in model.opset_import}.get("")) != opset:
+        raise ConfigError(
+            f"--opset {opset}: this network can only be written in opset {written}. Use --opset {written}."
+        )
     _make_reproducible(model)
     onnx.checker.check_model(model, full_check=True)
     return model
