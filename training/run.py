@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mvfoul.artifact import write_json
-from mvfoul.errors import AnnotationError, ConfigError
+from mvfoul.errors import AnnotationError, ConfigError, DivergedError
 from mvfoul.labels import VOCABULARIES
 from training.assembly import Parts, assemble, versions
 from training.checkpoint import Checkpoint, save_checkpoint
@@ -91,6 +91,9 @@ def train(config: TrainConfig) -> RunResult:
         _fit(config, parts, progress, output=output, console=console)
     except KeyboardInterrupt:
         interrupted = True
+    except DivergedError as error:
+        kept = f" {output / BEST} holds epoch {progress.best_epoch}." if progress.epochs else ""
+        raise DivergedError(f"epoch {progress.epochs + 1}: {error}{kept}") from error
     seconds = time.monotonic() - started
     if progress.epochs:
         plot_history(output / HISTORY, progress.histories, best_epoch=progress.best_epoch)

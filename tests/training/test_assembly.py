@@ -1,0 +1,105 @@
+"""From settings to the parts of a run."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from mvfoul.errors import AnnotationError, ConfigError
+from training.assembly import assemble, choose_device, load_split, versions
+
+CPU = torch.device("cpu")
+
+
+def _ids(split, epoch):
+    return [batch.action_ids for batch in split.batches(epoch)]
+
+
+def test_the_parts_are_those_that_the_settings_name(tiny_config):
+    config = tiny_config(
+        model={"aggregation": "attention", "dropout": 0.25},
+        optim={"name": "adamw", "momentum": None, "weight_decay": 0.03, "max_grad_norm": 2.0},
+        loss={"action_weights": "none", "label_smoothing": 0.1},
+        loop={"amp": "bf16"},
+        clip={"num_frames": 4},
+    )
+    parts = assemble(config)
+    learner = parts.learner
+    assert (learner.network.backbone_name, learner.network.aggregation_name) == ("mc3_18", "attention")
+    assert learner.network.action_head[2].p == 0.25
+    assert (learner.amp, learner.max_grad_norm) == (torch.bfloat16, 2.0)
+    assert learner.optimizer.param_groups[0]["weight_decay"] == 0.03
+    assert learner.loss.action_weights is None
+    # 16 actions: severities 0 to 3 have 4 each, but the two dives are no card instead of red.
+    assert learner.loss.offence_severity_weights.tolist() == pytest.approx([1, 16 / (4 * 6), 1, 2])
+    assert learner.loss.label_smoothing == 0.1
+    assert parts.train.dataset.clip == parts.valid.dataset.clip == learner.network.clip == parts.clip
+    assert parts.clip.view_shape == (3, 4, 16, 16)
+
+
+def test_only_training_is_shuffled_and_each_epoch_differently(tiny_config):
+    train, valid = (load_split(tiny_config(), name, tiny_config().clip.spec(), CPU) for name in ("train", "valid"))
+    assert _ids(train, 0) != _ids(train, 1)
+    assert sorted(sum(_ids(train, 0), ())) == sorted(sum(_ids(train, 1), ()))
+    assert _ids(valid, 0) == _ids(valid, 1) == [tuple(map(str, range(8)))]
+
+
+def test_the_order_depends_on_the_seed_and_the_epoch_only(tiny_config):
+    def order(seed, epoch):
+        return _ids(load_split(tiny_config(seed=seed), "train", tiny_config().clip.spec(), CPU), epoch)
+
+    assert order(1, 3) == order(1, 3)
+    assert order(1, 3) != order(2, 3)
+
+
+def test_workers_give_the_same_batches_as_the_training_process(tiny_config):
+    def batches(workers):
+        config = tiny_config(data={"workers": workers, "preload_gib": 0.0, "flip": True, "num_views": 2})
+        return list(load_split(config, "train", config.clip.spec(), CPU).batches(1))
+
+    for here, there in zip(batches(0), batches(2), strict=True):
+        assert here.action_ids == there.action_ids
+        assert torch.equal(here.views, there.views)
+
+
+def test_views_are_flipped_where_asked_and_in_training_only(tiny_config):
+    config, plain = tiny_config(data={"flip": True}), tiny_config()
+    assert load_split(config, "train", config.clip.spec(), CPU).dataset.transform is not None
+    assert load_split(config, "valid", config.clip.spec(), CPU).dataset.transform is None
+    assert load_split(plain, "train", config.clip.spec(), CPU).dataset.transform is None
+
+
+def test_the_first_weights_depend_on_the_seed_only(tiny_config):
+    def first_weights(**settings):
+        return assemble(tiny_config(**settings)).learner.network.neck[1].weight
+
+    torch.manual_seed(99)
+    one = first_weights(seed=5)
+    assert torch.equal(one, first_weights(seed=5, data={"preload_gib": 0.0}))
+    assert not torch.equal(one, first_weights(seed=6))
+
+
+def test_preloading_more_than_allowed_is_refused(tiny_config):
+    with pytest.raises(ConfigError, match="clips of train need"):
+        assemble(tiny_config(data={"preload_gib": 1e-6}))
+
+
+def test_a_missing_split_is_named(tiny_config, tiny_dataset, tmp_path):
+    shutil.copytree(tiny_dataset / "train", tmp_path / "train")
+    with pytest.raises(AnnotationError, match="no split 'valid'"):
+        assemble(tiny_config(root=tmp_path, data={"root": tmp_path}))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_what_needs_one_is_refused(tiny_config):
+    with pytest.raises(ConfigError, match="--device is 'cuda', and PyTorch sees no GPU"):
+        choose_device("cuda")
+    with pytest.raises(ConfigError, match=r"--loop\.amp is 'fp16', and there is no GPU"):
+        assemble(tiny_config(device="auto", loop={"amp": "fp16"}))
+
+
+def test_the_versions_that_decide_the_numbers_are_known():
+    assert versions()["torch"].startswith(torch.__version__.split("+")[0])
+    assert set(versions()) == {"python", "vars-platform", "torch", "torchvision", "av", "numpy"}
