@@ -101,7 +101,7 @@ def _train(options: argparse.Namespace, data: Path) -> Path:
             f"make demo DATA={data} CKPT=runs/demo/run/best.pth.tar (`make demo` without DATA makes that one)"
         )
     run: Path = options.out / "run"
-    _run("training", "--recipe", "cpu-demo", "--data.root", data, "--output", run, *options.training)
+    _run("training", "--recipe", "cpu-demo", "--data.root", data, "--output", run, "--overwrite", *options.training)
     return run / "best.pth.tar"
 
 
@@ -120,7 +120,7 @@ def _export(options: argparse.Namespace, data: Path, checkpoint: Path) -> Path:
 def _serve_and_ask(artifact: Path, actions: Sequence[Path]) -> None:
     with _server(artifact) as target:
         for action in actions:
-            print(f"\n{action}")
+            print(f"\n{action}   annotated: {_truth(action)}", flush=True)
             _run("serving.client", *sorted(action.glob("*.mp4")), "--target", target)
 
 
@@ -160,6 +160,15 @@ def _wait_until_open(process: subprocess.Popen[bytes], port: int, log_path: Path
     raise DemoError(f"the server did not start within {SERVER_START_S} s; see {log_path}")
 
 
+def _truth(action: Path) -> str:
+    """Return what the annotations say of an action, "unknown" where they have no labels."""
+    annotations = json.loads((action.parent / "annotations.json").read_text())
+    fields = annotations["Actions"].get(action.name.removeprefix("action_"), {})
+    offence, severity = fields.get("Offence") or "unknown offence", str(fields.get("Severity") or "")
+    card = {"1.0": " + No card", "3.0": " + Yellow card", "5.0": " + Red card"}.get(severity, "")
+    return f"{fields.get('Action class') or 'unknown class'}, {offence}{card if offence == 'Offence' else ''}"
+
+
 def _free_ports(count: int) -> list[int]:
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports: list[int] = [s.getsockname()[1] for s in sockets]
@@ -173,7 +182,8 @@ def _has_split(data: Path, split: str) -> bool:
 
 
 def _actions(data: Path, split: str, count: int) -> list[Path]:
-    folders = [folder for folder in sorted((data / split).glob("action_*")) if any(folder.glob("*.mp4"))]
+    numbered = sorted((data / split).glob("action_*"), key=lambda folder: (len(folder.name), folder.name))
+    folders = [folder for folder in numbered if any(folder.glob("*.mp4"))]
     if not folders:
         raise DemoError(f"{data / split} has no folder action_<id> with clips; is it in the official layout?")
     return folders[:count]
