@@ -224,10 +224,11 @@ def _table(evaluation: Evaluation) -> list[str]:
 def _notes(evaluation: Evaluation) -> list[str]:
     """Return what the figures above hide."""
     official, notes = evaluation.official, []
-    if official.misspelt:
+    if official.never_right:
+        action_id, reason = next(iter(official.never_right.items()))
         notes.append(
-            f"note: {len(official.misspelt)} actions never count as right in offence severity: their offence is "
-            f'annotated as "No Offence", "Between" or "" (the first: action {official.misspelt[0]}).'
+            f"note: the official evaluator counts the offence severity of {len(official.never_right)} actions as wrong "
+            f"whatever is predicted (the first: action {action_id}, {reason})."
         )
     if not math.isclose(evaluation.plain.score, evaluation.metrics.score, abs_tol=1e-9):
         notes.append(
@@ -267,7 +268,7 @@ def _metrics_json(evaluation: Evaluation, config: EvaluateConfig, checkpoint: Ch
         "official": {
             "leaderboard_value": None if math.isnan(leaderboard) else leaderboard,
             "unanswered": list(evaluation.official.unanswered),
-            "misspelt": list(evaluation.official.misspelt),
+            "never_right": dict(evaluation.official.never_right),
         },
     }
 

@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mvfoul.labels import ACTION_CLASSES, VOCABULARIES, Head, normalise_action_class
+from mvfoul.labels import ACTION_CLASSES, VOCABULARIES, FoulLabels, Head, normalise_action_class, soccernet_fields
 from training.metrics import HeadMetrics, Metrics, metrics_from_counts
 
 _NO_OFFENCE: Final = ("No offence", "No Offence")
@@ -37,8 +37,8 @@ class OfficialCount:
     occurrences: Mapping[Head, NDArray[np.int64]]
     unanswered: tuple[str, ...]
     """Ids of the actions that count and have no prediction."""
-    misspelt: tuple[str, ...]
-    """Ids of the actions whose offence is annotated in a spelling that no prediction has."""
+    never_right: Mapping[str, str]
+    """Actions whose offence severity counts as wrong even if the right class is predicted: id, and why."""
 
     @property
     def metrics(self) -> Metrics:
@@ -67,22 +67,26 @@ def official_count(annotations: Mapping[str, Any], predictions: Mapping[str, Any
         LabelError: An action class is not in the vocabulary.
     """
     hits, occurrences = _zeros(), _zeros()
-    unanswered, misspelt = [], []
+    unanswered: list[str] = []
+    never_right: dict[str, str] = {}
     for action_id, fields in annotations["Actions"].items():
         if (wanted := _wanted(fields)) is None:
             continue
         action, severity, severity_text = wanted
         occurrences["action"][action] += 1
         occurrences["offence_severity"][severity] += 1
-        if fields.get("Offence") not in ("Offence", "No offence"):
-            misspelt.append(action_id)
+        right_fields = soccernet_fields(FoulLabels(action, severity))
+        if fields.get("Offence") != right_fields["Offence"]:
+            never_right[action_id] = f'its offence is annotated as "{fields.get("Offence")}"'
+        elif severity_text != right_fields["Severity"]:
+            never_right[action_id] = f"it is a Dive annotated with severity {fields['Severity']}"
         if (answer := predictions["Actions"].get(action_id)) is None:
             unanswered.append(action_id)
             continue
         hits["action"][action] += answer["Action class"] == fields["Action class"]
         right = (fields.get("Offence"), severity_text) == (answer["Offence"], answer["Severity"])
         hits["offence_severity"][severity] += right
-    return OfficialCount(hits, occurrences, tuple(unanswered), tuple(misspelt))
+    return OfficialCount(hits, occurrences, tuple(unanswered), never_right)
 
 
 def _wanted(fields: Mapping[str, Any]) -> tuple[int, int, str] | None:

@@ -128,8 +128,11 @@ def test_annotations_in_another_spelling_are_counted_as_officially_and_pointed_o
     path.write_text(path.read_text().replace('"No offence"', '"No Offence"'))
     evaluation = evaluate_checkpoint(replace(config, root=root))
     assert evaluation.metrics.heads["offence_severity"].recalls[0] == 0
-    assert evaluation.official.misspelt == ("0", "4")
-    assert "2 actions never count as right in offence severity" in capsys.readouterr().out
+    assert list(evaluation.official.never_right) == ["0", "4"]
+    assert (
+        "counts the offence severity of 2 actions as wrong whatever is predicted (the first: action 0, its"
+        in capsys.readouterr().out
+    )
     same = evaluate_checkpoint(config)
     assert evaluation.plain == same.plain == same.metrics
 

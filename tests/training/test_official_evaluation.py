@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from SoccerNet.Evaluation.MV_FoulRecognition import evaluate as official_evaluate
 
-from mvfoul.labels import ACTION_CLASSES, FoulLabels, to_soccernet_json
+from mvfoul.labels import (
+    ACTION_CLASSES,
+    FoulLabels,
+    normalise_action_class,
+    normalise_offence,
+    normalise_severity,
+    offence_severity_index,
+    to_soccernet_json,
+)
 from training.evaluate import EvaluateConfig
 from training.evaluation import evaluate_checkpoint
 from training.official import official_count
@@ -58,6 +66,14 @@ def _documents(fields, answers):
     return annotations, to_soccernet_json("test", given_answers)
 
 
+def _right_answer(fields):
+    action, offence = normalise_action_class(fields["Action class"]), normalise_offence(fields["Offence"])
+    severity = normalise_severity(fields["Severity"])
+    severity = "1.0" if severity in ("", "2.0", "4.0") else severity
+    offence = "No offence" if offence == "No offence" else "Offence"
+    return FoulLabels(ACTION_CLASSES.index(action or "Dive"), offence_severity_index(offence, severity))
+
+
 @settings(deadline=None)
 @given(fields=ACTIONS, answers=PREDICTIONS)
 def test_wherever_it_is_defined_the_official_evaluator_gives_our_figures(folder, fields, answers):
@@ -83,6 +99,17 @@ def test_where_a_class_is_absent_the_official_evaluator_says_nan_and_we_balance_
         assert 100 * ours.metrics.heads["action"].accuracy == pytest.approx(theirs["accuracy_action"], abs=1e-9)
 
 
+@settings(deadline=None)
+@given(fields=ACTIONS)
+def test_the_right_labels_are_counted_as_right_except_for_the_actions_listed(fields):
+    annotations, predictions = _documents(fields, [_right_answer(action) for action in fields])
+    count = official_count(annotations, predictions)
+    assert count.unanswered == ()
+    assert (count.hits["action"] == count.occurrences["action"]).all()
+    wrong = count.occurrences["offence_severity"].sum() - count.hits["offence_severity"].sum()
+    assert wrong == len(count.never_right)
+
+
 def test_what_no_prediction_can_get_right_is_listed():
     fields = [
         {"Action class": "Tackling", "Offence": "No Offence", "Severity": ""},
@@ -92,7 +119,11 @@ def test_what_no_prediction_can_get_right_is_listed():
     ]
     annotations, predictions = _documents(fields, [FoulLabels(0, 0), FoulLabels(7, 1), None])
     count = official_count(annotations, predictions)
-    assert count.misspelt == ("0", "1")
+    assert count.never_right == {
+        "0": 'its offence is annotated as "No Offence"',
+        "1": 'its offence is annotated as "Between"',
+        "2": "it is a Dive annotated with severity 3.0",
+    }
     assert count.unanswered == ("2",)
     assert count.hits["action"].sum() == 2
     assert count.hits["offence_severity"].sum() == 0
