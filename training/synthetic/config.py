@@ -53,11 +53,13 @@ class SyntheticConfig:
     """Make a synthetic multi-camera data set in SoccerNet-MVFoul's layout.
 
     Simulates incidents, films each with 2 to 4 cameras, and writes <out>/<split>/annotations.json and
-    <out>/<split>/action_<id>/clip_<k>.mp4. The labels are decided by motion around the contact that no single camera
-    and no single frame shows.
+    <out>/<split>/action_<id>/clip_<k>.mp4.
 
-    The same flags give the same bytes, with the same versions of the libraries. A complete data set of the same flags
-    is kept.
+    The labels are decided by motion around the contact that no single camera and no single frame shows.
+
+    The same flags give the same bytes, with the same versions of the libraries.
+
+    A complete data set of the same flags is kept.
     """
 
     out: Path
@@ -76,8 +78,8 @@ class SyntheticConfig:
     height: int = 224
     """Of the picture, in pixels; even."""
     filtered_fraction: float = 0.05
-    """Share of the actions that are annotated in one of the ways the official filter is for; it drops about half of
-    them. The 13 cases take turns."""
+    """Share of the actions that are annotated in one of the 13 odd ways that the official filter is for.
+    It drops about half of them."""
     workers: int = 2
     """Processes that draw and encode. 1: this process."""
     overwrite: bool = False
