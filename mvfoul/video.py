@@ -6,7 +6,11 @@ that are neither wanted nor referred to are skipped. Every picture that is decod
 ones are built on it and FFmpeg would conceal the damage.
 
 Threads: one. Training workers and the server decode many clips side by side, and with slice threads FFmpeg's H.264
-decoder does not report damaged slices. Calls from several threads do not disturb each other.
+decoder does not report damaged slices. measured: two frame threads cost 13 % more CPU time per real clip, and on two
+busy cores they save no time. Calls from several threads do not disturb each other.
+
+Not seen: damage that decodes without an error (one of 60 flipped bytes did, in real clips), and blocks that are missing
+from a damaged Matroska file, whose reader skips them. Not bounded: the time FFmpeg takes over a forged mp4 index.
 
 Hostile input: FFmpeg gets bytes in memory and a short list of containers and codecs, never a path, URL or playlist.
 """
