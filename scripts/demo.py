@@ -208,9 +208,14 @@ def _summary(
         ("server log", options.out / "server.log"),
     ):
         print(f"  {what:16} {where}")
-    score = json.loads((options.out / "evaluation" / "metrics.json").read_text()).get("score")
-    if score is not None:
-        print(f"\n  score on {options.split}: {100 * score:.1f} (mean of the two balanced accuracies)")
+    metrics = json.loads((options.out / "evaluation" / "metrics.json").read_text())
+    if metrics.get("score") is not None:
+        alone = metrics["single_view"]["score"]
+        print(
+            f"\n  score on {options.split}: {100 * metrics['score']:.1f} (mean of the two balanced accuracies);",
+            end=" ",
+        )
+        print(f"each view alone: {100 * alone:.1f}")
     print("\nNext:")
     clips = " ".join(str(clip) for clip in sorted(_actions(data, options.split, 1)[0].glob("*.mp4")))
     print(f"  {_shown('serving', '--artifact', artifact)}")
