@@ -42,6 +42,8 @@ _ERRORS: Mapping[str, type[ServiceError]] = {
     "StatusCode.RESOURCE_EXHAUSTED": OverloadedError,
     "StatusCode.UNAVAILABLE": UnavailableError,
     "StatusCode.DEADLINE_EXCEEDED": UnavailableError,
+    # We never cancel, so the server did: it stopped while the request was on its way.
+    "StatusCode.CANCELLED": UnavailableError,
 }
 
 
@@ -136,8 +138,9 @@ class FoulClient:
         if str(status) == "StatusCode.DEADLINE_EXCEEDED":
             return kind(f"{self._target} did not answer within {self._timeout_s:g} s; raise the timeout or try later.")
         if kind is UnavailableError:
+            reason = message.rstrip(".")
             return kind(
-                f"{self._target} is not available ({message}). Is the server running, and is this its gRPC port?"
+                f"{self._target} is not available ({reason}). Is the server running, and is this its gRPC port?"
             )
         return kind(f"{self._target} refused the request: {message}")
 

@@ -8,7 +8,7 @@ from kserve.model_repository import ModelRepository
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
-from mvfoul.errors import RequestError, UnknownModelError
+from mvfoul.errors import RequestError, UnavailableError, UnknownModelError
 from serving.model import FoulModel
 
 
@@ -43,8 +43,15 @@ class FoulDataPlane(DataPlane):  # type: ignore[misc]  # kserve has no types
         return self.check_model(name)
 
     async def get_model(self, name: str) -> FoulModel:
-        """Return the model for an inference, also while the server stops: what has come in is answered."""
-        return self.check_model(name)
+        """Return the model for an inference.
+
+        Raises:
+            UnavailableError: The server is stopping.
+        """
+        model = self.check_model(name)
+        if not model.ready:
+            raise UnavailableError("the server is stopping; send the request to another one, or later.")
+        return model
 
     async def ready(self) -> bool:
         """Return whether the server answers requests: after the self-test, until it is told to stop."""

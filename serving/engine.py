@@ -128,6 +128,12 @@ class Engine:
         with self._admitted() as clock:
             return await self._infer(views, clock)
 
+    async def idle(self, timeout_s: float) -> None:
+        """Wait until nothing is in flight, but not longer than `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while self._in_flight and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+
     def close(self) -> None:
         """Wait for running work and end the threads."""
         self._decoders.shutdown(cancel_futures=True)

@@ -60,7 +60,7 @@ class FoulModel(Model):  # type: ignore[misc]  # kserve has no types
         """Answer one request; raises the errors of `serving.status`."""
         wanted = [output.name for output in payload.request_outputs or ()]
         request_id = payload.id or uuid.uuid4().hex
-        check_envelope(request_id, list(payload.parameters or ()), wanted)
+        check_envelope(request_id, _parameter_names(payload), wanted)
         inputs = read_inputs([_tensor(item) for item in payload.inputs], self.core.artifact.manifest.clip)
         if isinstance(inputs, list):
             answer = await self.core.predict(inputs)
@@ -103,6 +103,11 @@ class FoulModel(Model):  # type: ignore[misc]  # kserve has no types
         views = len(prediction.view_weights)
         labels = f"{prediction.action.label!r} {prediction.offence_severity.label!r}"
         log.info("answered id=%r views=%d %s ms: %s", request_id, views, labels, stages)
+
+
+def _parameter_names(payload: InferRequest) -> list[str]:
+    holders = (payload, *payload.inputs, *(payload.request_outputs or ()))
+    return [name for holder in holders for name in holder.parameters or ()]
 
 
 def _timings_ms(answer: Answer) -> dict[str, float]:

@@ -29,7 +29,7 @@ DECISION: Final = "DECISION"
 OUTPUTS: Final = (ACTION_PROBABILITIES, OFFENCE_SEVERITY_PROBABILITIES, VIEW_WEIGHTS, DECISION)
 
 _DATATYPES: Final[Mapping[str, str]] = {CLIPS: "BYTES", VIEWS: "UINT8"}
-_PARAMETERS: Final = ("binary_data_output",)
+_PARAMETERS: Final = ("binary_data_output", "binary_data_size", "binary_data")
 _MAX_ID_CHARS = 256
 
 
@@ -64,7 +64,12 @@ def output_metadata() -> list[dict[str, Any]]:
 
 
 def check_envelope(request_id: str, parameters: Sequence[str], outputs: Sequence[str]) -> None:
-    """Check what surrounds the tensors; `parameters` and `outputs` are names.
+    """Check what surrounds the tensors.
+
+    Args:
+        request_id: As the client or the server chose it.
+        parameters: Names of all parameters: of the request, of its inputs and of its outputs.
+        outputs: Names of the outputs that are asked for.
 
     Raises:
         RequestError: Something is asked for that this server does not do.

@@ -24,6 +24,9 @@ from serving.metrics import Metrics
 from serving.model import FoulModel
 from serving.rest_server import InferEndpoint, RestServer, bind, build_app
 
+_LAST_ANSWERS_S = 1.0
+"""For answers that are computed but still on their way out."""
+
 log = logging.getLogger("mvfoul.serving")
 
 
@@ -68,7 +71,10 @@ class FoulServer(ModelServer):  # type: ignore[misc]  # kserve has no types
             log.info("stopping: %d requests in flight", self._model.core.in_flight)
             self._model.ready = False
             rest_server.should_exit = True
-            await asyncio.gather(grpc_server.stop(config.grace_s), rest)
+            # Until then new requests get UNAVAILABLE. Once it stops, the gRPC library answers what has arrived but not
+            # begun with CANCELLED, which no client expects.
+            await self._model.core.idle(config.grace_s)
+            await asyncio.gather(grpc_server.stop(_LAST_ANSWERS_S), rest)
             log.info("stopped")
 
     def _announce(self, http_port: int, grpc_port: int) -> None:
@@ -90,10 +96,18 @@ async def _first_of(task: asyncio.Task[None], event: asyncio.Event) -> None:
 
 
 def _on_signal() -> asyncio.Event:
+    """Return an event that SIGTERM or SIGINT sets; the second signal ends the process at once."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        stopped.set()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
+        loop.add_signal_handler(number, stop)
     return stopped
 
 

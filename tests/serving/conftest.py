@@ -26,7 +26,7 @@ from mvfoul.artifact import Artifact, load_artifact
 from mvfoul.video import decode_clip
 from serving.client import FoulClient
 
-START_S = 60
+START_S = 120
 STOP_S = 30
 
 

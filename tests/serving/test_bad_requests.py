@@ -185,6 +185,17 @@ def test_unknown_parameters_are_refused_rather_than_ignored(ask, clips):
     assert (status, "unknown parameters ['priority']" in message) == ("INVALID_ARGUMENT", True)
 
 
+def test_shared_memory_is_refused_by_name(server):
+    """Its tensors carry no data, so without this the message would speak of missing bytes."""
+    parameters = {"shared_memory_region": {"string_param": "region"}}
+    tensor = {"name": "VIEWS", "datatype": "UINT8", "shape": [1], "parameters": parameters}
+    with grpc.insecure_channel(server.grpc) as channel:
+        request = pb.ModelInferRequest(model_name="mvfoul", inputs=[tensor])
+        with pytest.raises(grpc.RpcError, match="unknown parameters") as refused:
+            GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=60)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 def test_an_endless_request_id_is_refused(ask, clips):
     status, message = ask(Call((clip_input(clips[0]),), request_id="x" * 300))
     assert (status, "300 characters" in message) == ("INVALID_ARGUMENT", True)

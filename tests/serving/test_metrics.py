@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import base64
+import math
 
+import grpc
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from mvfoul.errors import OverloadedError, RequestError
 from mvfoul.labels import VOCABULARIES
@@ -99,6 +103,30 @@ def test_a_rest_request_moves_the_scraped_metrics(rest, clips):
     assert moved(before, after, "mvfoul_request_duration_seconds_count", protocol="rest", outcome="ok") == 1
     assert moved(before, after, "mvfoul_errors_total", reason="invalid_request") == 1
     assert moved(before, after, "mvfoul_views_per_request_count") == 1
+
+
+def test_a_cancelled_request_is_counted_as_such(server, rest, artifact, wait_until):
+    """Cancelled while it is in flight; should it be answered before that, the next one is tried."""
+    shape = (5, *artifact.manifest.clip.view_shape)
+    tensor = {"name": "VIEWS", "datatype": "UINT8", "shape": shape}
+    request = pb.ModelInferRequest(model_name="mvfoul", inputs=[tensor], raw_input_contents=[bytes(math.prod(shape))])
+    before = scrape(rest)
+
+    def cancelled():
+        return moved(before, scrape(rest), "mvfoul_errors_total", reason="cancelled") > 0
+
+    def cancel_one():
+        pending = stub.ModelInfer.future(request)
+        while not (pending.done() or scrape(rest)["mvfoul_requests_in_flight", frozenset()]):
+            pass
+        pending.cancel()
+        return cancelled()
+
+    with grpc.insecure_channel(server.grpc) as channel:
+        stub = GRPCInferenceServiceStub(channel)
+        wait_until(cancel_one, "a cancelled request")
+    wait_until(lambda: scrape(rest)["mvfoul_requests_in_flight", frozenset()] == 0, "nothing in flight")
+    assert "Traceback" not in server.log.read_text()
 
 
 def test_the_scrape_says_which_artifact_is_served_and_that_it_is_ready(rest, artifact):

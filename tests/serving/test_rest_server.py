@@ -60,6 +60,17 @@ def test_raw_views_after_the_json_get_a_raw_answer(rest, client, views):
     assert tuple(np.frombuffer(raw, np.float32).tolist()) == client.classify_views(views).view_weights
 
 
+def test_all_outputs_can_be_raw(rest, clips):
+    response = rest.post(URL, json={**clips_body(clips[:2]), "parameters": {"binary_data_output": True}})
+    length = int(response.headers["Inference-Header-Content-Length"])
+    outputs, raw = json.loads(response.content[:length])["outputs"], response.content[length:]
+    sizes = {output["name"]: output["parameters"]["binary_data_size"] for output in outputs}
+    assert sizes == {**sizes, "ACTION_PROBABILITIES": 32, "OFFENCE_SEVERITY_PROBABILITIES": 16, "VIEW_WEIGHTS": 8}
+    assert sum(sizes.values()) == len(raw)
+    decision = json.loads(raw[-sizes["DECISION"] :][4:])  # after its length
+    assert np.frombuffer(raw[48:56], np.float32).tolist() == decision["view_weights"]
+
+
 def test_the_request_id_comes_back(rest, clips):
     response = rest.post(URL, json={**clips_body(clips[:1]), "id": "replay 7"})
     assert response.json()["id"] == "replay 7"
