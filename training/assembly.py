@@ -27,6 +27,7 @@ from training.optim import Schedule, build_optimizer
 
 _AMP_DTYPES: Final = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _GIB: Final = 1 << 30
+_MAX_DEFAULT_WORKERS: Final = 8
 
 Progress = Callable[[str, int, int], None]
 """What is done, how many so far, how many in all."""
@@ -133,10 +134,11 @@ def build_loader(
     *,
     sampler: DistributedSampler[ActionSample] | None = None,
     batch_size: int,
-    workers: int,
+    workers: int | None,
     device: torch.device,
 ) -> DataLoader[ActionSample]:
     """Return a loader of `ActionBatch`es; without a sampler in the order of the annotations."""
+    workers = min(available_cpus(), _MAX_DEFAULT_WORKERS) if workers is None else workers
     return DataLoader(
         dataset,
         batch_size=batch_size,

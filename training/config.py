@@ -36,14 +36,14 @@ class DataConfig:
     """Views per action at most. Training draws among more, validation takes the first ones."""
     flip: bool = False
     """Mirror each training view left to right with probability one half."""
-    workers: int = 4
-    """Processes that decode clips. 0: decode in the training process."""
+    workers: int | None = None
+    """Processes that decode clips; one per CPU, at most 8, where left out. 0: decode in the training process."""
     preload_gib: float = 0.0
     """Decode every clip once, into this many GiB of memory at most, before training. 0: decode in every epoch."""
 
     def __post_init__(self) -> None:
         _check(self.num_views >= 1, "--data.num-views", self.num_views, "Use 1 or more.")
-        _check(self.workers >= 0, "--data.workers", self.workers, "Use 0 or more.")
+        _check(self.workers is None or self.workers >= 0, "--data.workers", self.workers, "Use 0 or more.")
         _check(self.preload_gib >= 0, "--data.preload-gib", self.preload_gib, "Use 0 (off) or more.")
 
 

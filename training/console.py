@@ -64,8 +64,10 @@ class RunConsole:
         self.say(f"{number:>9} {_figures(train)}   {_figures(valid)}  {score} {lr:8.1e} {seconds:6.1f}")
         for name, result in (("train", train), ("valid", valid)):
             if result.skipped:
-                lost = f", {len(result.left_out)} actions left out" if result.left_out else ""
-                self.say(f"          {name}: {len(result.skipped)} clips skipped{lost}; the first: {result.skipped[0]}")
+                lost = f", actions left out: {len(result.left_out)}" if result.left_out else ""
+                self.say(
+                    f"          {name}: clips skipped: {len(result.skipped)}{lost}; the first: {result.skipped[0]}"
+                )
 
     @contextmanager
     def bar(self, description: str, total: int) -> Iterator[Progress]:

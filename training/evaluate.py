@@ -38,8 +38,8 @@ class EvaluateConfig:
     """Actions at a time."""
     num_views: int | None = None
     """Views per action at most, the first ones; as many as the checkpoint's clip contract allows where left out."""
-    workers: int = 4
-    """Processes that decode clips. 0: decode in this process."""
+    workers: int | None = None
+    """Processes that decode clips; one per CPU, at most 8, where left out. 0: decode in this process."""
     device: Device = "auto"
     """auto: the GPU where there is one."""
 
@@ -48,7 +48,7 @@ class EvaluateConfig:
         for flag, value, low in (
             ("--batch-size", self.batch_size, 1),
             ("--num-views", 1 if self.num_views is None else self.num_views, 1),
-            ("--workers", self.workers, 0),
+            ("--workers", self.workers or 0, 0),
         ):
             if value < low:
                 raise ConfigError(f"{flag} is {value}. Use {low} or more.")

@@ -196,7 +196,7 @@ def report_lines(evaluation: Evaluation, config: EvaluateConfig, checkpoint: Che
         f"{checkpoint.backbone} + {checkpoint.aggregation}, epoch {checkpoint.epoch} of {config.ckpt}",
     ]
     if answers.skipped:
-        lines.append(f"skipped {len(answers.skipped)} clips; the first: {answers.skipped[0]}")
+        lines.append(f"clips skipped: {len(answers.skipped)}; the first: {answers.skipped[0]}")
     if answers.left_out:
         lines.append(f"no prediction, for want of a usable clip: actions {', '.join(answers.left_out)}")
     lines += _table(evaluation) if evaluation.labelled else ["no labels in this split: predictions only"]
@@ -227,8 +227,8 @@ def _notes(evaluation: Evaluation) -> list[str]:
     if official.never_right:
         action_id, reason = next(iter(official.never_right.items()))
         notes.append(
-            f"note: the official evaluator counts the offence severity of {len(official.never_right)} actions as wrong "
-            f"whatever is predicted (the first: action {action_id}, {reason})."
+            f"note: the official evaluator counts the offence severity of some actions as wrong whatever is predicted: "
+            f"{len(official.never_right)} here; action {action_id}, for one, because {reason}."
         )
     if not math.isclose(evaluation.plain.score, evaluation.metrics.score, abs_tol=1e-9):
         notes.append(

@@ -116,7 +116,7 @@ def test_an_action_without_a_usable_clip_counts_as_wrong_and_is_named(config, ti
     assert evaluation.official.occurrences["action"].tolist() == [1] * 8
     assert evaluation.answers.confusions()["action"].sum() == 7
     assert "no prediction, for want of a usable clip: actions 3" in out
-    assert "skipped 1 clips; the first: action 3" in out
+    assert "clips skipped: 1; the first: action 3" in out
 
 
 def test_annotations_in_another_spelling_are_counted_as_officially_and_pointed_out(
@@ -130,7 +130,7 @@ def test_annotations_in_another_spelling_are_counted_as_officially_and_pointed_o
     assert evaluation.metrics.heads["offence_severity"].recalls[0] == 0
     assert list(evaluation.official.never_right) == ["0", "4"]
     assert (
-        "counts the offence severity of 2 actions as wrong whatever is predicted (the first: action 0, its"
+        "as wrong whatever is predicted: 2 here; action 0, for one, because its offence is annotated as"
         in capsys.readouterr().out
     )
     same = evaluate_checkpoint(config)

@@ -156,7 +156,7 @@ def test_damaged_clips_are_counted_and_reported_in_every_epoch(tiny_config, tiny
     assert result.histories["train/skipped_clips"] == [2, 2]
     assert result.histories["train/actions_left_out"] == [1, 1]
     out = capsys.readouterr().out
-    assert out.count("train: 2 clips skipped, 1 actions left out; the first: action ") == 2
+    assert out.count("train: clips skipped: 2, actions left out: 1; the first: action ") == 2
 
 
 def test_a_split_without_one_good_clip_ends_the_run_with_the_reason(tiny_config, tiny_dataset, tmp_path):
