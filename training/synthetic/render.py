@@ -59,13 +59,18 @@ def _wide(rng: np.random.Generator, width: int, height: int) -> tuple[Frame, _Dr
 
 def _close_up(rng: np.random.Generator, width: int, height: int) -> tuple[Frame, _Draw]:
     """The fouled player's body before a blurred stand; the shirt's pattern moves as the body tumbles."""
-    stand = _mottled(rng, rng.uniform(50, 110, 3), width, height, contrast=_FAINT)[:height, :width]
-    outside = torso_mask(width, height) < 0.5
+    stand = _mottled(rng, rng.uniform(50, 110, 3), width, height, contrast=_FAINT)[:height, :width].copy()
     body = draw_body(rng, width, height)
+    # Stand, head and arms never change: one sprite with a hole where the shirt is.
+    outside = torso_mask(width, height) < 0.5
+    paste(stand, body, 0, 0)
+    still = Sprite(
+        np.where(outside, stand.astype(np.uint16) << 8, body.colour), np.where(outside, np.uint16(0), body.clear), 0, 0
+    )
 
     def draw(_t: int, cut: Frame) -> Frame:
-        frame = np.where(outside, stand, cut)
-        paste(frame, body, 0, 0)
+        frame = cut.copy()
+        paste(frame, still, 0, 0)
         return frame
 
     return _mottled(rng, rng.uniform(70, 190, 3), width, height), draw
