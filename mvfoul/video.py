@@ -91,11 +91,11 @@ def decode_clip(source: Path | bytes, spec: ClipSpec, *, limits: DecodeLimits = 
 
     Raises:
         InvalidClipError: Not a video, damaged in or before the window, over before the last frame of `spec`, or over a
-            limit.
+            limit. The message says what is wrong and the cure; the caller knows which clip it is.
     """
     deadline_s = time.thread_time() + limits.max_decode_s
     with _open(source, limits) as (container, stream):
-        packets = _packets(container, stream, limits)
+        packets = _packets(container, stream, limits.max_frames)
         timeline = read_timeline(packets, _time_base(stream), last_index=spec.frame_indices[-1])
         places = timeline.choose(spec.frame_indices)
         decoder = _Decoder(stream, timeline, limits, deadline_s)
@@ -109,13 +109,13 @@ def decode_clip(source: Path | bytes, spec: ClipSpec, *, limits: DecodeLimits = 
 
 
 def probe_clip(source: Path | bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> ClipInfo:
-    """List a clip's packets without decoding a picture.
+    """List a clip's packets without decoding a picture. The whole clip, however long: `max_frames` does not apply.
 
     Raises:
         InvalidClipError: Not a video, without frames, or over a limit.
     """
     with _open(source, limits) as (container, stream):
-        timeline = read_timeline(_packets(container, stream, limits), _time_base(stream))
+        timeline = read_timeline(_packets(container, stream), _time_base(stream))
         frames, duration_s = len(timeline.timestamps), float(timeline.duration_s)
         return ClipInfo(
             duration_s=duration_s,
@@ -158,9 +158,9 @@ def _open(source: Path | bytes, limits: DecodeLimits) -> Iterator[tuple[InputCon
 
 def _read(path: Path, limits: DecodeLimits) -> bytes:
     if not path.exists():
-        raise InvalidClipError(f"{path} does not exist.")
+        raise InvalidClipError("the file does not exist.")
     if not path.is_file():
-        raise InvalidClipError(f"{path} is not a file; give the path of one clip.")
+        raise InvalidClipError("the path is not that of a file; give the path of one clip.")
     with path.open("rb") as stream:
         return stream.read(limits.max_bytes + 1)
 
@@ -174,7 +174,7 @@ def _why_not_a_video(data: bytes, error: Exception) -> str:
 def _video_stream(container: InputContainer, limits: DecodeLimits) -> VideoStream:
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
-        kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
+        kinds = ", ".join(sorted({s.type for s in container.streams if s.type != "video"})) or "a still"
         raise InvalidClipError(f"the clip has no video, only {kinds}. Send the file with the picture.")
     stream = streams[0]
     codec = stream.codec_context.name if stream.codec_context else "unknown"
@@ -193,12 +193,14 @@ def _time_base(stream: VideoStream) -> Fraction:
     return stream.time_base
 
 
-def _packets(container: InputContainer, stream: VideoStream, limits: DecodeLimits) -> Iterator[Packet[VideoStream]]:
+def _packets(
+    container: InputContainer, stream: VideoStream, max_frames: int | None = None
+) -> Iterator[Packet[VideoStream]]:
     try:
         for count, packet in enumerate(container.demux(stream)):
-            if count >= limits.max_frames:
+            if count == max_frames:
                 raise InvalidClipError(
-                    f"the clip has more than {limits.max_frames} frames (the limit) before the end of the window."
+                    f"the clip has more than {max_frames} frames (the limit) before the window is over. Cut it."
                 )
             if packet.size:
                 yield packet
@@ -250,7 +252,10 @@ class _Decoder:
         needed = [p for p in packets if p.pts in wanted or is_reference(p, *self._codec)]
         for timestamp, frame in self._frames(needed):
             if timestamp in wanted:
-                rgb = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+                try:
+                    rgb = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+                except av.error.FFmpegError as error:
+                    raise self._damage(timestamp, f"its colours cannot be converted ({_reason(error)})") from error
                 yield timestamp, upright(rgb.astype(np.uint8, copy=False), frame)
 
     def _frames(self, packets: Sequence[Packet[VideoStream]]) -> Iterator[tuple[int, VideoFrame]]:
