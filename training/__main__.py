@@ -13,10 +13,10 @@ INTERRUPTED = 130  # as shells say of a process that Ctrl-C ended
 def main() -> int:
     """Return the exit code."""
     config = parse_config(sys.argv[1:])
-    # Late: torch takes seconds to load, and `--help` must answer at once.
-    from training.run import train
-
     try:
+        # Late: torch takes seconds to load, and `--help` must answer at once.
+        from training.run import train
+
         return INTERRUPTED if train(config).interrupted else 0
     except MVFoulError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
@@ -76,8 +78,8 @@ def assemble(config: TrainConfig, progress: Progress | None = None) -> Parts:
         raise ConfigError("--loop.amp is 'fp16', and there is no GPU. Use --loop.amp bf16 or none.")
     facts = BACKBONES[config.model.backbone]
     clip = config.clip.spec(mean=facts.mean, std=facts.std)
-    train, valid = (load_split(config, name, clip, device, progress) for name in ("train", "valid"))
-    # After the data, before the weights: the first weights depend on the seed alone.
+    train, valid = (load_split(config, name, clip, device) for name in ("train", "valid"))
+    # The first weights depend on the seed alone, whatever was done before.
     torch.manual_seed(config.seed)
     network = FoulNetwork(
         config.model.backbone,
@@ -86,6 +88,8 @@ def assemble(config: TrainConfig, progress: Progress | None = None) -> Parts:
         weights=config.weights,
         dropout=config.model.dropout,
     ).to(device)
+    # Last of what can fail and first of what takes long.
+    _preload({"train": train.dataset, "valid": valid.dataset}, config.data.preload_gib, progress)
     counts = {head: train.dataset.annotations.class_counts(head) for head in VOCABULARIES}
     optimizer = build_optimizer(network, config.optim)
     learner = Learner(
@@ -101,9 +105,7 @@ def assemble(config: TrainConfig, progress: Progress | None = None) -> Parts:
     return Parts(clip, train, valid, learner, schedule)
 
 
-def load_split(
-    config: TrainConfig, name: str, clip: ClipSpec, device: torch.device, progress: Progress | None = None
-) -> Split:
+def load_split(config: TrainConfig, name: str, clip: ClipSpec, device: torch.device) -> Split:
     """Build the data set and loader of a split; `train` is shuffled and flipped.
 
     Raises:
@@ -113,12 +115,6 @@ def load_split(
     flip = HorizontalFlip() if training and config.data.flip else None
     dataset = MultiViewDataset(config.data.root, name, flip, config.data.num_views, clip=clip)
     dataset.seed = config.seed
-    if config.data.preload_gib > 0:
-        dataset.preload(
-            max_bytes=int(config.data.preload_gib * _GIB),
-            num_threads=available_cpus(),
-            progress=None if progress is None else lambda done, total: progress(f"decoding {name}", done, total),
-        )
     # One replica: the order depends on (seed, epoch) alone, and several ranks need other numbers here only.
     sampler: DistributedSampler[ActionSample] = DistributedSampler(
         dataset, num_replicas=1, rank=0, shuffle=training, seed=config.seed
@@ -177,6 +173,16 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def _preload(datasets: Mapping[str, MultiViewDataset], gib: float, progress: Progress | None) -> None:
+    """Decode all clips into memory, both splits within one limit; 0 GiB decodes none."""
+    left_bytes = int(gib * _GIB)
+    for name, dataset in datasets.items() if left_bytes else ():
+        show = None if progress is None else partial(progress, f"decoding {name}")
+        dataset.preload(max_bytes=left_bytes, num_threads=available_cpus(), progress=show)
+        clips = sum(len(record.clips) for record in dataset.records)
+        left_bytes -= clips * math.prod(dataset.clip.view_shape)
 
 
 def _ignore_interrupts(_worker: int) -> None:

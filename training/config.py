@@ -39,7 +39,7 @@ class DataConfig:
     workers: int | None = None
     """Processes that decode clips; one per CPU, at most 8, where left out. 0: decode in the training process."""
     preload_gib: float = 0.0
-    """Decode every clip once, into this many GiB of memory at most, before training. 0: decode in every epoch."""
+    """Decode all clips once, into at most this many GiB of memory for both splits. 0: decode in every epoch."""
 
     def __post_init__(self) -> None:
         _check(self.num_views >= 1, "--data.num-views", self.num_views, "Use 1 or more.")

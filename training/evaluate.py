@@ -62,10 +62,10 @@ def parse_config(args: Sequence[str]) -> EvaluateConfig:
 def main() -> int:
     """Return the exit code."""
     config = parse_config(sys.argv[1:])
-    # Late: torch takes seconds to load, and `--help` must answer at once.
-    from training.evaluation import evaluate_checkpoint
-
     try:
+        # Late: torch takes seconds to load, and `--help` must answer at once.
+        from training.evaluation import evaluate_checkpoint
+
         evaluate_checkpoint(config)
     except MVFoulError as error:
         sys.stderr.write(f"error: {error}\n")

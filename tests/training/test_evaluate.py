@@ -169,3 +169,11 @@ def test_the_command_ends_with_the_message_and_an_exit_code(config, monkeypatch,
     monkeypatch.setattr(sys, "argv", ["evaluate", "--ckpt", "none.pth.tar", *flags[2:]])
     assert main() == 2
     assert "error: no checkpoint at none.pth.tar" in capsys.readouterr().err
+
+
+def test_the_real_sample_gets_a_prediction_for_each_action(config, sample_root):
+    evaluation = evaluate_checkpoint(replace(config, root=sample_root))
+    annotated = json.loads((sample_root / "test" / "annotations.json").read_text())["Actions"]
+    assert list(evaluation.document["Actions"]) == sorted(annotated)
+    assert evaluation.answers.skipped == []
+    assert _metrics(config)["official"]["leaderboard_value"] is None
