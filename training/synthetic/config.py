@@ -17,7 +17,7 @@ RecipeName = Literal["full", "demo"]
 SplitName = Literal["train", "valid", "test"]
 
 PROG: Final = "python -m training.synthetic"
-GENERATOR: Final = 1
+GENERATOR: Final = 2
 """Counts up whenever the same flags give other clips or labels; a data set of another number is another data set."""
 
 _MIN_PX = 32

@@ -1,7 +1,8 @@
 """Which actions a data set has: their labels, and how the annotations put them.
 
-Labels are balanced: any 8 consecutive planned actions have each action class once and each severity twice. Some
-actions are annotated in the ways that the official filter is for (`FILTER_CASES`).
+Labels are balanced: 8 actions at a time, before they are shuffled, have each action class once and each severity twice.
+A Dive is never a card: whatever is annotated, the official evaluator counts it as "no card". Some actions are annotated
+in the ways that the official filter is for (`FILTER_CASES`).
 """
 
 from __future__ import annotations
@@ -92,8 +93,8 @@ def plan_actions(config: SyntheticConfig) -> tuple[PlannedAction, ...]:
         odd = round(config.filtered_fraction * count)
         # Splits start at different cases, so that small ones do not all have the same.
         cases = [FILTER_CASES[(k + 5 * index) % len(FILTER_CASES)] for k in range(odd)]
-        ordinary: list[tuple[FoulLabels, FilterCase | None]] = [(_balanced(k), None) for k in range(count - odd)]
-        rows = ordinary + [(_labels_for(case, rng), case) for case in cases]
+        rows: list[tuple[FoulLabels, FilterCase | None]] = [(labels, None) for labels in _balanced(count - odd, rng)]
+        rows += [(_labels_for(case, rng), case) for case in cases]
         planned += [PlannedAction(split, i, *rows[row]) for i, row in enumerate(rng.permutation(count))]
     return tuple(planned)
 
@@ -123,12 +124,19 @@ def annotation_fields(action: PlannedAction, rng: np.random.Generator) -> dict[s
     return fields
 
 
-def _balanced(k: int) -> FoulLabels:
-    action = k % len(ACTION_CLASSES)
-    return FoulLabels(action, (k // len(ACTION_CLASSES) + action) % 4)
+def _balanced(count: int, rng: np.random.Generator) -> list[FoulLabels]:
+    labels: list[FoulLabels] = []
+    while len(labels) < count:
+        severities = rng.permutation([0, 0, 1, 1, 2, 2, 3, 3])
+        if severities[_DIVE] > _NO_CARD:
+            others = np.flatnonzero(severities == severities[_DIVE] - 2)
+            other = others[rng.integers(len(others))]
+            severities[[_DIVE, other]] = severities[[other, _DIVE]]
+        labels += [FoulLabels(action, int(severity)) for action, severity in enumerate(severities)]
+    return labels[:count]
 
 
 def _labels_for(case: FilterCase, rng: np.random.Generator) -> FoulLabels:
-    # Any class but Dive, which is the last: the filter treats it differently.
+    # Any class but Dive, which is the last: the filter treats it differently, and it is never a card.
     action = int(rng.integers(_DIVE)) if case.action is None else case.action
     return FoulLabels(action, case.severities[int(rng.integers(len(case.severities)))])
