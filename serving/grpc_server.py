@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import grpc
@@ -15,7 +16,9 @@ from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from mvfoul.errors import ConfigError, MVFoulError, RequestError
 from serving.dataplane import FoulDataPlane
 from serving.metrics import Metrics
-from serving.status import status_of
+from serving.status import INTERNAL, status_of
+
+log = logging.getLogger("mvfoul.serving")
 
 _DATATYPES = frozenset(
     ("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES")
@@ -58,10 +61,12 @@ class StatusInterceptor(ExceptionToStatusInterceptor):  # type: ignore[misc]
         ex: Exception,
         request_or_iterator: Any,  # noqa: ARG002
         context: grpc.aio.ServicerContext,
-        method_name: str,  # noqa: ARG002
+        method_name: str,
     ) -> None:
         """End the RPC with the status of `ex`."""
         status = status_of(ex)
+        if status is INTERNAL:
+            log.error("%s failed", method_name, exc_info=ex)
         message = str(ex) if isinstance(ex, MVFoulError) else "internal error; the server's log has it."
         await context.abort(getattr(grpc.StatusCode, status.grpc), message)
 

@@ -123,8 +123,8 @@ def _artifact_labels(artifact: Artifact) -> dict[str, str]:
 
 
 def _log_failure(protocol: str, outcome: str, error: BaseException) -> None:
-    # A client's mistake is one line; only a bug shows where it happened.
+    # One line. Where a bug happened is logged by the server that ends the request, for every kind of call.
     if outcome == INTERNAL.reason:
-        log.error("%s request failed: %s", protocol, outcome, exc_info=error)
+        log.error("%s request failed: %r", protocol, error)
     else:
         log.warning("%s request refused: %s: %s", protocol, outcome, error)

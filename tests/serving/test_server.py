@@ -6,6 +6,8 @@ import base64
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 
 from mvfoul.artifact import ENCODER, GOLDEN, load_artifact, write_manifest
-from mvfoul.errors import ArtifactError, MVFoulError, OverloadedError, UnavailableError
+from mvfoul.errors import ArtifactError, MVFoulError, OverloadedError, ServiceError, UnavailableError
 from serving.client import FoulClient
 from serving.config import ServeConfig
 from serving.startup import load_engine
@@ -72,6 +74,34 @@ def test_a_taken_port_is_refused_by_its_flag(run_module, server, tiny_artifact, 
     assert (done.returncode, done.stdout) == (2, "")
     assert f"choose another {flag}" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_bug_is_answered_without_its_inside_and_leaves_a_traceback_in_the_log(tiny_artifact, clips):
+    """A server whose encoder fails, in a process of its own. Both protocols; it goes on."""
+    code = (
+        "import sys; from serving.__main__ import main; from serving.engine import Engine\n"
+        "def fail(*_): raise ZeroDivisionError('secret')\n"
+        "Engine._run_graphs = fail\n"
+        "sys.exit(main())"
+    )
+    command = [sys.executable, "-c", code, "--artifact", str(tiny_artifact), "--http-port", "0", "--grpc-port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        ready = dict(word.split("=", 1) for word in process.stdout.readline().split()[1:])
+        with FoulClient(ready["grpc"]) as client, pytest.raises(ServiceError, match="internal error") as failed:
+            client.classify(clips[:1])
+        data = [base64.b64encode(clips[0]).decode()]
+        body = {"inputs": [{"name": "CLIPS", "datatype": "BYTES", "shape": [1], "data": data}]}
+        response = httpx.post(f"http://{ready['http']}/v2/models/mvfoul/infer", json=body, timeout=30)
+        assert httpx.get(f"http://{ready['http']}/v2/health/ready").status_code == 200
+    finally:
+        process.terminate()
+        log = process.communicate(timeout=30)[1]
+    assert "secret" not in str(failed.value)
+    assert type(failed.value).exit_code == 5
+    assert (response.status_code, response.json()["error"]) == (500, "internal error; the server's log has it.")
+    assert log.count("Traceback") == 2
+    assert log.count("ZeroDivisionError: secret") == 2
 
 
 def test_the_default_address_is_this_machine_only(server):
