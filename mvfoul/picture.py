@@ -28,10 +28,14 @@ def is_reference(packet: Packet[VideoStream], codec_name: str, extradata: bytes 
     length_bytes = (extradata[4] & 3) + 1
     data, position = memoryview(packet), 0
     while position + length_bytes < len(data):
+        unit_bytes = int.from_bytes(data[position : position + length_bytes], "big")
+        if unit_bytes == 0:
+            # Never written: whatever follows is not the header of a unit.
+            return True
         header = data[position + length_bytes]
         if header & 31 in _SLICES:
             return bool(header & 0x60)
-        position += length_bytes + int.from_bytes(data[position : position + length_bytes], "big")
+        position += length_bytes + unit_bytes
     return True
 
 

@@ -273,6 +273,17 @@ def test_pictures_that_nobody_refers_to_are_not_decoded_unless_wanted(numbered_c
         decode_clip(bytes(data), spec(b_frame, 11))
 
 
+def test_a_picture_whose_header_was_never_written_is_not_taken_for_one_that_nobody_refers_to(numbered_clip):
+    path = numbered_clip(frames=36, gop=36, size=(128, 96), options={"bf": "0"})
+    places = packet_places(path)
+    for frame in range(4, 16):
+        data = bytearray(path.read_bytes())
+        offset, size, _ = places[frame]
+        data[offset : offset + min(size, 40)] = bytes(min(size, 40))
+        with pytest.raises(InvalidClipError, match="damaged"):
+            decode_clip(bytes(data), spec(20))
+
+
 def picture_types(path):
     with av.open(str(path)) as container:
         return [frame.pict_type for frame in container.decode(video=0)]
