@@ -6,9 +6,12 @@ import json
 import shlex
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from mvfoul.errors import ConfigError
+
+Precision = Literal["fp32", "fp16"]
+"""Of the encoder; the head is always fp32."""
 
 MIN_OPSET: Final = 18
 """What torch's exporter writes of its own accord; older ones need a lossy conversion."""
@@ -18,22 +21,30 @@ MAX_OPSET: Final = 22
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """How far the exported graphs may be from PyTorch."""
+    """How far the exported graphs may be from PyTorch in float32.
+
+    The head is always judged by the first three; the encoder, and both together, so in float32 alone. With --fp16 they
+    are judged by cosine and agreement.
+    """
 
     logits: float = 1e-4
-    """Largest absolute error of a logit, from pixels to logits."""
+    """Largest absolute error of a logit."""
     features: float = 1e-4
     """Largest error of a feature, relative to the batch's largest absolute feature: their scale is the backbone's."""
     probabilities: float = 1e-4
     """Largest absolute error of a probability, and of a view weight from the same features."""
+    fp16_cosine: float = 0.999
+    """Smallest cosine of an action's features, logits or probabilities with PyTorch's."""
+    fp16_agreement: float = 0.99
+    """Smallest share of actions with the same first label, and with the same first two. In float32 all must agree."""
     undecided_margin: float = 1e-3
     """Where PyTorch's own first and second probability are closer, another order is listed but not counted."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if not 0 < (value := getattr(self, field.name)) < 1:
+            if not 0 < (value := getattr(self, field.name)) <= 1:
                 flag = f"--tolerance.{field.name.replace('_', '-')}"
-                raise ConfigError(f"{flag} is {value}; it must be above 0 and below 1.")
+                raise ConfigError(f"{flag} is {value}; it must be above 0 and at most 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +79,16 @@ class ExportConfig:
     """ONNX operator set of both graphs."""
     tolerance: Tolerance = Tolerance()
     fp16: bool = False
-    """Not available in this version: refused."""
+    """Write the encoder in float16, for GPUs; the head stays float32. This version builds no TensorRT plan of it."""
 
     def __post_init__(self) -> None:
         if not MIN_OPSET <= self.opset <= MAX_OPSET:
             raise ConfigError(f"--opset is {self.opset}; use {MIN_OPSET} to {MAX_OPSET}.")
-        if self.fp16:
-            raise ConfigError(
-                "--fp16 is not available in this version: it exports float32 graphs only. Leave the flag out."
-            )
+
+    @property
+    def precision(self) -> Precision:
+        """Of the encoder."""
+        return "fp16" if self.fp16 else "fp32"
 
     @property
     def target(self) -> Path:

@@ -4,9 +4,11 @@
     values      every tensor, at several N through the encoder and several V through the head
     decisions   the first label, and the first two as a set, of every action and both heads
 
-Features are compared with respect to their largest value, since their scale is the backbone's; logits and
-probabilities absolutely. View weights are judged from the same features: under `max` they count which view supplied a
-feature, so two nearly equal features can swap a whole share however small the error is.
+In float32, features are compared with respect to their largest value, since their scale is the backbone's; logits and
+probabilities absolutely. What depends on an encoder in float16 is compared by direction (cosine) and by decisions.
+
+View weights are judged from the same features: under `max` they count which view supplied a feature, so two nearly
+equal features can swap a whole share however small the error is.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.batches import ViewBatch
-from export.config import Tolerance
+from export.config import Precision, Tolerance
 from export.difference import Difference
 from export.runners import Runner, Tensors
 from mvfoul.artifact import (
@@ -34,14 +36,15 @@ from mvfoul.artifact import (
 )
 from mvfoul.labels import VOCABULARIES, Head
 
-FROM_FEATURES: Final = " (same features)"
-"""Marks the figures of the head alone, both engines given the reference's features."""
+HEAD_ALONE: Final = " (head)"
+"""Marks the figures of the head alone: both engines are given the reference's features."""
 
 _PROBABILITIES: Final[Mapping[Head, str]] = {
     "action": ACTION_PROBABILITIES,
     "offence_severity": OFFENCE_SEVERITY_PROBABILITIES,
 }
 _LOGITS = (ACTION_LOGITS, OFFENCE_SEVERITY_LOGITS)
+_KINDS = {"max_abs": "absolute", "max_relative": "relative"}
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,13 @@ class _Ladder:
 
 
 def check_parity(
-    reference: Runner, candidate: Runner, batches: Iterable[ViewBatch], tolerance: Tolerance, *, max_views: int
+    reference: Runner,
+    candidate: Runner,
+    batches: Iterable[ViewBatch],
+    tolerance: Tolerance,
+    *,
+    max_views: int,
+    precision: Precision = "fp32",
 ) -> ParityReport:
     """Compare two runners: names, shapes, values, decisions. Finishes every check; never raises on a mismatch.
 
@@ -151,6 +160,7 @@ def check_parity(
         batches: What the encoders get, a call per batch; the views then go to the heads, action by action.
         tolerance: Limits.
         max_views: The heads are also compared at every V from 1 to this, on the reference's features.
+        precision: Of the candidate's encoder; decides which limits hold for what depends on it.
     """
     ladder = _Ladder(
         differences={name: Difference() for name in _judged_tensors()},
@@ -161,10 +171,11 @@ def check_parity(
         seen.append((batch.name, batch.view_counts))
         _compare_batch(ladder, reference, candidate, batch, tolerance)
     _compare_heads(ladder, reference, candidate, max_views)
+    required = tolerance.fp16_agreement if precision == "fp16" else 1.0
     checks = (
         *_structure_checks(reference, candidate),
-        *(_value_check(name, difference, tolerance) for name, difference in ladder.differences.items()),
-        *(_decision_check(name, agreement) for name, agreement in ladder.agreements.items()),
+        *(_value_check(name, difference, tolerance, precision) for name, difference in ladder.differences.items()),
+        *(_decision_check(name, agreement, required) for name, agreement in ladder.agreements.items()),
         Check(
             "every call answered",
             not ladder.crashes,
@@ -180,7 +191,7 @@ def _judged_tensors() -> Iterator[str]:
     yield FEATURES
     yield from _LOGITS
     yield from _PROBABILITIES.values()
-    yield from (name + FROM_FEATURES for name in (*_LOGITS, *_PROBABILITIES.values(), VIEW_WEIGHTS))
+    yield from (name + HEAD_ALONE for name in (*_LOGITS, *_PROBABILITIES.values(), VIEW_WEIGHTS))
 
 
 def _compare_batch(
@@ -213,7 +224,7 @@ def _compare_heads(ladder: _Ladder, reference: Runner, candidate: Runner, max_vi
         right = reference.classify(features)
         answer = _call(candidate.classify, features, where=f"V={views}", crashes=ladder.crashes)
         for name, expected in right.items():
-            ladder.differences[name + FROM_FEATURES].add(answer.get(name), expected, f"V={views}")
+            ladder.differences[name + HEAD_ALONE].add(answer.get(name), expected, f"V={views}")
 
 
 def _call(function: Callable[[Any], Tensors], argument: Any, *, where: str, crashes: list[str]) -> Tensors:
@@ -278,45 +289,56 @@ def _spelled(tensor: TensorSpec) -> str:
     return f"{tensor.name} {tensor.dtype} [{','.join(map(str, tensor.shape))}]"
 
 
-def _value_check(name: str, difference: Difference, tolerance: Tolerance) -> Check:
+def _value_check(name: str, difference: Difference, tolerance: Tolerance, precision: Precision) -> Check:
     figures = {
         "max_abs": difference.max_abs,
         "mean_abs": difference.mean_abs,
         "max_relative": difference.max_relative,
         "min_cosine": difference.min_cosine,
     }
-    kind, limit = "max_abs", tolerance.probabilities
-    if name == FEATURES:
-        kind, limit = "max_relative", tolerance.features
-    elif name.removesuffix(FROM_FEATURES) in _LOGITS:
-        limit = tolerance.logits
-    failures = list(difference.problems) if difference.problems else []
+    kind, limit = _limit(name, tolerance, precision)
+    within = figures[kind] >= limit if kind == "min_cosine" else figures[kind] <= limit
+    failures = list(difference.problems)
     if not difference.compared and not failures:
         failures.append("nothing could be compared")
-    if not figures[kind] <= limit:
-        failures.append(f"{kind} is {figures[kind]:.3g}, over {limit:.3g}, at {difference.worst}")
+    if not within:
+        failures.append(
+            f"{kind} is {figures[kind]:.3g}, beyond {limit:.3g}; the largest error is at {difference.worst}"
+        )
+    measured = f"{figures[kind]:.6f} cosine" if kind == "min_cosine" else f"{figures[kind]:.1e} {_KINDS[kind]}"
     return Check(
         name,
         not failures,
-        f"{figures[kind]:.1e} {'relative' if kind == 'max_relative' else 'absolute'}",
-        f"{limit:.0e}",
+        measured,
+        f"{limit:.3g}",
         where=difference.worst,
         failures=tuple(failures),
         figures={key: value if np.isfinite(value) else None for key, value in figures.items()},
     )
 
 
-def _decision_check(name: str, agreement: Agreement) -> Check:
+def _limit(name: str, tolerance: Tolerance, precision: Precision) -> tuple[str, float]:
+    """Return which figure of a tensor is judged, and its limit."""
+    if precision == "fp16" and not name.endswith(HEAD_ALONE):
+        return "min_cosine", tolerance.fp16_cosine
+    if name == FEATURES:
+        return "max_relative", tolerance.features
+    logits = name.removesuffix(HEAD_ALONE) in _LOGITS
+    return "max_abs", tolerance.logits if logits else tolerance.probabilities
+
+
+def _decision_check(name: str, agreement: Agreement, required: float) -> Check:
     decided = agreement.agreed + len(agreement.disagreed)
-    failures = tuple(agreement.disagreed) if decided else ("nothing could be compared",)
+    share = agreement.agreed / decided if decided else None
+    passed = share is not None and share >= required
     return Check(
         name,
-        not failures,
+        passed,
         f"{agreement.agreed} of {decided} agree",
-        "all",
-        failures=failures,
-        notes=tuple(agreement.undecided),
-        figures={"agreement": agreement.agreed / decided if decided else None, "decided": decided},
+        "all" if required == 1 else f"{required:.0%}",
+        failures=() if passed else tuple(agreement.disagreed) or ("nothing could be compared",),
+        notes=(*(agreement.disagreed if passed else ()), *agreement.undecided),
+        figures={"agreement": share, "decided": decided},
     )
 
 

@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from export.batches import ViewBatch, generated_batches, golden_views, held_out_batches
-from export.config import ExportConfig
+from export.config import ExportConfig, Precision
 from export.difference import Difference
 from export.parity import Check, ParityReport, check_parity
 from export.report import Progress, size_of
@@ -48,8 +49,8 @@ from mvfoul.errors import ArtifactError, ConfigError
 from training.checkpoint import Checkpoint, load_network
 from training.model.network import FoulNetwork
 
-GOLDEN_TOLERANCE = 1e-3
-"""Of every golden answer. The server's self-test allows as much for FP32 graphs."""
+GOLDEN_TOLERANCE: Final[Mapping[Precision, float]] = {"fp32": 1e-3, "fp16": 5e-2}
+"""Largest absolute error of a golden answer. The server's self-test allows as much."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def export_checkpoint(config: ExportConfig, progress: Progress | None = None) ->
             _explain_failure(config, report, work, progress)
             return Outcome(report, None, work)
         with progress.step("manifest and publishing"):
-            write_manifest(work, make_manifest(source, report))
+            write_manifest(work, make_manifest(source, report, config.precision))
             artifact = load_artifact(publish(work, target))
     _explain_success(artifact, progress)
     return Outcome(report, artifact, target)
@@ -114,7 +115,7 @@ def load_source(path: Path) -> Source:
     return Source(network, checkpoint, sha256_of(path))
 
 
-def make_manifest(source: Source, report: ParityReport) -> Manifest:
+def make_manifest(source: Source, report: ParityReport, precision: Precision) -> Manifest:
     """Return the manifest of an artifact made from `source`; `write_manifest` adds the hashes."""
     encoder, head = graph_specs(source.network.clip, source.network.feature_dim)
     checkpoint = source.checkpoint
@@ -123,7 +124,7 @@ def make_manifest(source: Source, report: ParityReport) -> Manifest:
         encoder=encoder,
         head=head,
         origin=Origin(source.sha256, checkpoint.backbone, checkpoint.aggregation, checkpoint.epoch),
-        precision="fp32",
+        precision=precision,
         parity=report.summary(),
         temperatures=dict(checkpoint.temperatures),
         evaluation=_without_nan(checkpoint.evaluation),
@@ -134,7 +135,7 @@ def make_manifest(source: Source, report: ParityReport) -> Manifest:
 
 def _write_graphs(config: ExportConfig, source: Source, work: Path, progress: Progress) -> None:
     graphs: dict[str, Any] = {
-        ENCODER: lambda: export_encoder(source.network, opset=config.opset),
+        ENCODER: lambda: export_encoder(source.network, opset=config.opset, precision=config.precision),
         HEAD: lambda: export_head(source.network, source.checkpoint.temperatures, opset=config.opset),
     }
     for file, export in graphs.items():
@@ -142,6 +143,8 @@ def _write_graphs(config: ExportConfig, source: Source, work: Path, progress: Pr
             model = export()
             (work / file).write_bytes(model.SerializeToString(deterministic=True))
             facts += [size_of(work / file), f"{len(model.graph.node)} nodes", f"opset {config.opset}"]
+            if file == ENCODER:
+                facts.append(config.precision)
 
 
 def _clips(config: ExportConfig, clip: ClipSpec, progress: Progress) -> list[ViewBatch]:
@@ -164,29 +167,35 @@ def _verify(
     candidate = OnnxRunner(work)
     clip = source.network.clip
     with progress.step("comparison with PyTorch"):
-        report = check_parity(reference, candidate, batches, config.tolerance, max_views=clip.max_views)
+        report = check_parity(
+            reference,
+            candidate,
+            batches,
+            config.tolerance,
+            max_views=clip.max_views,
+            precision=config.precision,
+        )
     with progress.step(GOLDEN) as facts:
-        check = write_golden(work / GOLDEN, reference, candidate, ViewBatch("golden", golden_views(clip), ()))
+        limit = GOLDEN_TOLERANCE[config.precision]
+        check = write_golden(work / GOLDEN, reference, candidate, golden_views(clip), limit=limit)
         facts.append(size_of(work / GOLDEN))
     return replace(report, checks=(*report.checks, check))
 
 
-def write_golden(path: Path, reference: Runner, candidate: Runner, batch: ViewBatch) -> Check:
+def write_golden(path: Path, reference: Runner, candidate: Runner, views: NDArray[np.uint8], *, limit: float) -> Check:
     """Write the reference's answers for one action; return whether the candidate gives them, as serving will ask."""
-    features = reference.encode(batch.views)
-    golden = {VIEWS: batch.views, **features, **reference.classify(features[FEATURES])}
-    arrays: dict[str, Any] = {name: golden[name] for name in GOLDEN_TENSORS}
-    np.savez_compressed(path, **arrays)
-    answers = candidate.classify(candidate.encode(batch.views)[FEATURES])
+    features = reference.encode(views)
+    golden: dict[str, Any] = {VIEWS: views, **features, **reference.classify(features[FEATURES])}
+    np.savez_compressed(path, **{name: golden[name] for name in GOLDEN_TENSORS})
     difference = Difference()
-    for name, answer in answers.items():
+    for name, answer in candidate.classify(candidate.encode(views)[FEATURES]).items():
         difference.add(answer, golden[name], name)
-    passed = difference.compared and difference.max_abs <= GOLDEN_TOLERANCE
+    passed = difference.compared and difference.max_abs <= limit
     return Check(
         GOLDEN,
         passed,
         f"{difference.max_abs:.1e} absolute",
-        f"{GOLDEN_TOLERANCE:.0e}",
+        f"{limit:.3g}",
         where=difference.worst,
         failures=() if passed else (*difference.problems, f"max_abs is {difference.max_abs:.3g}"),
     )
@@ -259,6 +268,10 @@ def _explain_success(artifact: Artifact, progress: Progress) -> None:
     previous = directory.parent / f"{directory.name}.previous"
     if previous.exists():
         progress.say(f"The artifact that was there: {previous}")
+    if artifact.manifest.precision == "fp16":
+        progress.say(
+            "No TensorRT plan was built: this version builds none. ONNX Runtime runs the float16 graph as it is."
+        )
     progress.say("Next:")
     progress.say(f"  python -m serving --artifact {directory}")
     progress.say("  python -m serving.client clip_0.mp4 clip_1.mp4")

@@ -10,7 +10,6 @@ notes of the machine (paths, stack traces) is removed.
 from __future__ import annotations
 
 import ast
-import copy
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,9 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from export.config import Precision
+from export.graphs import EncoderGraph, HeadGraph
+from export.precision import HalfEncoderGraph
 from mvfoul.artifact import (
     ACTION_LOGITS,
     ACTION_PROBABILITIES,
@@ -47,50 +49,15 @@ _EXAMPLE_LENGTH = 2
 _CHATTY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
-class EncoderGraph(nn.Module):
-    """`FoulNetwork.encode` as a module."""
+def export_encoder(network: FoulNetwork, *, opset: int, precision: Precision = "fp32") -> onnx.ModelProto:
+    """Export `network.encode`; the network must be in evaluation mode, on the CPU.
 
-    def __init__(self, network: FoulNetwork) -> None:
-        super().__init__()
-        self.normalise = network.normalise
-        self.backbone = network.backbone
-
-    def forward(self, views: Tensor) -> Tensor:
-        """Map uint8 `[N, 3, T, H, W]` to f32 `[N, D]`."""
-        features: Tensor = self.backbone(self.normalise(views))
-        return features.float()
-
-
-class HeadGraph(nn.Module):
-    """`FoulNetwork.classify` for one action without padding, and calibrated probabilities."""
-
-    def __init__(self, network: FoulNetwork, temperatures: Mapping[str, float]) -> None:
-        super().__init__()
-        # The memo makes deepcopy put an Identity where the backbone is, instead of copying 100 MB.
-        self.network = copy.deepcopy(network, {id(network.backbone): nn.Identity()})
-        for name in ("neck", "action_head", "offence_severity_head"):
-            setattr(self.network, name, fold_linear_pairs(getattr(self.network, name)))
-        self.action_temperature = temperatures["action"]
-        self.offence_severity_temperature = temperatures["offence_severity"]
-
-    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
-        """Map f32 `[V, D]` to the tensors of `HEAD_OUTPUTS`."""
-        view_mask = torch.ones(1, features.shape[0], dtype=torch.bool)
-        logits = self.network.classify(features.unsqueeze(0), view_mask)
-        action, severity = logits.action.squeeze(0), logits.offence_severity.squeeze(0)
-        return (
-            action,
-            severity,
-            torch.softmax(action / self.action_temperature, dim=0),
-            torch.softmax(severity / self.offence_severity_temperature, dim=0),
-            logits.view_weights.squeeze(0),
-        )
-
-
-def export_encoder(network: FoulNetwork, *, opset: int) -> onnx.ModelProto:
-    """Export `network.encode`; the network must be in evaluation mode, on the CPU."""
+    Raises:
+        ConfigError: The network cannot be written in this opset.
+    """
     views = torch.zeros(_EXAMPLE_LENGTH, *network.clip.view_shape, dtype=torch.uint8)
-    graph = EncoderGraph(network).eval()
+    encoder = EncoderGraph(network)
+    graph = (HalfEncoderGraph(encoder) if precision == "fp16" else encoder).eval()
     return _export(graph, views, axis="N", names=(VIEWS, (FEATURES,)), opset=opset)
 
 
@@ -101,33 +68,13 @@ def export_head(network: FoulNetwork, temperatures: Mapping[str, float], *, opse
         network: In evaluation mode, on the CPU.
         temperatures: By head; baked in as probabilities = softmax(logits / temperature).
         opset: ONNX operator set.
+
+    Raises:
+        ConfigError: The network cannot be written in this opset.
     """
     features = torch.zeros(_EXAMPLE_LENGTH, network.feature_dim)
     graph = HeadGraph(network, temperatures).eval()
     return _export(graph, features, axis="V", names=(FEATURES, HEAD_OUTPUTS), opset=opset)
-
-
-def fold_linear_pairs(layers: nn.Sequential) -> nn.Sequential:
-    """Return the same function with each run of linear layers as one layer; for evaluation, so dropout goes too.
-
-    W2 (W1 x + b1) + b2 = (W2 W1) x + (W2 b1 + b2), computed in float64.
-    """
-    folded: list[nn.Module] = []
-    for layer in layers:
-        if isinstance(layer, nn.Linear) and folded and isinstance(folded[-1], nn.Linear):
-            folded[-1] = _compose(folded[-1], layer)
-        elif not isinstance(layer, nn.Dropout):
-            folded.append(layer)
-    return nn.Sequential(*folded)
-
-
-def _compose(first: nn.Linear, second: nn.Linear) -> nn.Linear:
-    w1, b1, w2, b2 = (tensor.detach().double() for tensor in (first.weight, first.bias, second.weight, second.bias))
-    layer = nn.Linear(first.in_features, second.out_features)
-    with torch.no_grad():
-        layer.weight.copy_(w2 @ w1)
-        layer.bias.copy_(w2 @ b1 + b2)
-    return layer
 
 
 def _export(

@@ -35,6 +35,7 @@ def test_the_target_stands_beside_the_checkpoint_unless_it_is_named(tmp_path):
             data=DataConfig(root=Path("data"), max_actions=3),
             split="valid",
             opset=20,
+            fp16=True,
             tolerance=Tolerance(logits=1e-5, undecided_margin=0.01),
         ),
     ],
@@ -42,7 +43,7 @@ def test_the_target_stands_beside_the_checkpoint_unless_it_is_named(tmp_path):
 def test_the_command_that_is_printed_does_the_same_again(config):
     words = shlex.split(config.command())
     assert words[:3] == ["python", "-m", "export"]
-    assert tyro.cli(ExportConfig, args=words[3:]) == config
+    assert tyro.cli(ExportConfig, args=words[3:], config=(tyro.conf.FlagCreatePairsOff,)) == config
 
 
 def test_config_json_tells_nothing_of_the_machine(tmp_path):
@@ -61,7 +62,7 @@ def test_config_json_tells_nothing_of_the_machine(tmp_path):
         (lambda: Tolerance(undecided_margin=0.0), "--tolerance.undecided-margin is 0.0; it must be above 0"),
         (lambda: Tolerance(logits=float("nan")), "--tolerance.logits is nan"),
         (lambda: DataConfig(max_actions=0), "--data.max-actions is 0; use 1 or more"),
-        (lambda: ExportConfig(ckpt=Path("x"), fp16=True), "--fp16 is not available in this version"),
+        (lambda: Tolerance(fp16_cosine=1.5), "--tolerance.fp16-cosine is 1.5; it must be above 0 and at most 1"),
     ],
 )
 def test_nonsense_is_refused_with_flag_value_and_cure(make, said):

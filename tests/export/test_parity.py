@@ -10,7 +10,7 @@ import torch
 
 from export.batches import generated_batches
 from export.config import Tolerance
-from export.parity import FROM_FEATURES, Agreement, check_parity
+from export.parity import HEAD_ALONE, Agreement, check_parity
 from export.report import parity_table
 from export.runners import OnnxRunner, TorchRunner
 from mvfoul.artifact import (
@@ -53,8 +53,8 @@ def batches(source):
     return generated_batches(source.network.clip)[:3]
 
 
-def _check(reference, candidate, batches, tolerance=TOLERANCE):
-    return check_parity(reference, candidate, batches, tolerance, max_views=5)
+def _check(reference, candidate, batches, tolerance=TOLERANCE, precision="fp32"):
+    return check_parity(reference, candidate, batches, tolerance, max_views=5, precision=precision)
 
 
 def _failed(report) -> set[str]:
@@ -76,12 +76,12 @@ def test_other_weights_fail_on_features_and_logits(source, reference, batches):
     report = _check(reference, TorchRunner(network, source.checkpoint.temperatures), batches)
     assert not report.passed
     assert {FEATURES, ACTION_LOGITS, OFFENCE_SEVERITY_LOGITS} <= _failed(report)
-    assert f"{ACTION_LOGITS}{FROM_FEATURES}" not in _failed(report), "the head is untouched"
+    assert f"{ACTION_LOGITS}{HEAD_ALONE}" not in _failed(report), "the head is untouched"
 
 
 def test_other_temperatures_fail_on_probabilities_alone(source, reference, batches):
     report = _check(reference, TorchRunner(source.network, {"action": 3.0, "offence_severity": 0.8}), batches)
-    assert _failed(report) == {ACTION_PROBABILITIES, ACTION_PROBABILITIES + FROM_FEATURES}
+    assert _failed(report) == {ACTION_PROBABILITIES, ACTION_PROBABILITIES + HEAD_ALONE}
 
 
 def test_an_encoder_that_mixes_the_views_of_a_batch_is_found(reference, batches):
@@ -97,7 +97,7 @@ def test_view_weights_are_judged_at_every_number_of_views(reference, batches):
         return {**answers, VIEW_WEIGHTS: weights + np.float32(0.01) if len(weights) == 5 else weights}
 
     report = _check(reference, WrongRunner(reference, spoil_classify=spoil), batches)
-    assert _failed(report) == {VIEW_WEIGHTS + FROM_FEATURES}
+    assert _failed(report) == {VIEW_WEIGHTS + HEAD_ALONE}
     assert report.failed[0].where == "V=5"
 
 
@@ -112,7 +112,7 @@ def test_view_weights_are_judged_at_every_number_of_views(reference, batches):
 )
 def test_a_missing_misshaped_or_nan_tensor_fails_its_check_and_no_other(reference, batches, spoil, said):
     report = _check(reference, WrongRunner(reference, spoil_classify=spoil), batches)
-    assert _failed(report) == {ACTION_LOGITS, ACTION_LOGITS + FROM_FEATURES}
+    assert _failed(report) == {ACTION_LOGITS, ACTION_LOGITS + HEAD_ALONE}
     assert said in report.check(ACTION_LOGITS).failures[0]
 
 
@@ -170,6 +170,53 @@ def test_swapped_labels_are_named_with_the_margin(reference, batches):
     assert " instead of " in failure
     assert "margin" in failure
     assert "offence_severity top-1" not in _failed(report)
+
+
+def _noisy(reference, scale):
+    rng = np.random.default_rng(0)
+
+    def add_noise(answers):
+        features = answers[FEATURES]
+        noise = rng.standard_normal(features.shape, dtype=np.float32) * features.std()
+        return {FEATURES: features + np.float32(scale) * noise}
+
+    return WrongRunner(reference, spoil_encode=add_noise)
+
+
+def test_a_float16_encoder_may_be_off_by_rounding_and_a_float32_one_may_not(reference, batches):
+    candidate = _noisy(reference, 1e-3)
+    assert _check(reference, candidate, batches, precision="fp16").passed
+    assert FEATURES in _failed(_check(reference, candidate, batches))
+
+
+def test_a_float16_encoder_that_points_elsewhere_fails(reference, batches):
+    report = _check(reference, _noisy(reference, 0.5), batches, precision="fp16")
+    assert FEATURES in _failed(report)
+    assert report.check(FEATURES).failures[0].startswith("min_cosine is 0.")
+
+
+def test_the_head_is_judged_as_float32_whatever_the_encoder_is(reference, batches):
+    def spoil(answers):
+        return {**answers, ACTION_LOGITS: answers[ACTION_LOGITS] + np.float32(2e-4)}
+
+    report = _check(reference, WrongRunner(reference, spoil_classify=spoil), batches, precision="fp16")
+    assert _failed(report) == {ACTION_LOGITS + HEAD_ALONE}
+
+
+def test_float16_may_disagree_on_a_share_of_actions_which_are_listed(reference, batches):
+    def rotate_at_three_views(answers):
+        probabilities = answers[ACTION_PROBABILITIES]
+        rotated = np.roll(probabilities, 1) if len(answers[VIEW_WEIGHTS]) == 3 else probabilities
+        return {**answers, ACTION_PROBABILITIES: rotated}
+
+    candidate = WrongRunner(reference, spoil_classify=rotate_at_three_views)
+    lenient = Tolerance(fp16_agreement=0.6, undecided_margin=1e-9)
+    check = _check(reference, candidate, batches, lenient, "fp16").check("action top-1")
+    assert check.passed
+    assert check.measured == "2 of 3 agree"
+    assert len(check.notes) == 1
+    strict = Tolerance(fp16_agreement=0.7, undecided_margin=1e-9)
+    assert not _check(reference, candidate, batches, strict, "fp16").check("action top-1").passed
 
 
 def test_the_report_is_json_even_where_figures_are_not_finite(reference, batches):

@@ -209,4 +209,4 @@ def test_an_evaluation_that_json_cannot_say_is_published_as_null(source):
     report = check_parity(reference, reference, batches, Tolerance(), max_views=1)
     evaluation = {"score": float("nan"), "recalls": [0.5, float("inf")], "actions": 3}
     evaluated = replace(source, checkpoint=replace(source.checkpoint, evaluation=evaluation))
-    assert make_manifest(evaluated, report).evaluation == {"score": None, "recalls": [0.5, None], "actions": 3}
+    assert make_manifest(evaluated, report, "fp32").evaluation == {"score": None, "recalls": [0.5, None], "actions": 3}

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from export.runners import TorchRunner, graph_specs
-from export.to_onnx import HEAD_OUTPUTS, export_encoder, export_head, fold_linear_pairs
+from export.to_onnx import HEAD_OUTPUTS, export_encoder, export_head
 from mvfoul.artifact import FEATURES, VIEW_WEIGHTS, VIEWS
 from mvfoul.clip import preset
 from training.model.network import FoulNetwork
@@ -118,23 +118,3 @@ def test_nodes_are_named_by_the_layer_that_they_come_from():
 def test_another_opset_is_written_where_it_is_asked_for():
     model = export_head(_network("mc3_18"), TEMPERATURES, opset=20)
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 20)]
-
-
-def test_linear_pairs_become_one_layer_with_the_same_answer():
-    torch.manual_seed(0)
-    layers = nn.Sequential(
-        nn.LayerNorm(6), nn.Linear(6, 9), nn.Linear(9, 7), nn.Dropout(0.5), nn.Linear(7, 3), nn.ReLU(), nn.Linear(3, 2)
-    ).eval()
-    folded = fold_linear_pairs(layers)
-    assert [type(layer).__name__ for layer in folded] == ["LayerNorm", "Linear", "ReLU", "Linear"]
-    x = torch.randn(5, 6)
-    torch.testing.assert_close(folded(x), layers(x))
-
-
-def test_folding_leaves_the_network_as_it_was():
-    network = _network("mc3_18", "attention")
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    export_head(network, TEMPERATURES, opset=18)
-    after = network.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
