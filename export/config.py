@@ -13,10 +13,12 @@ from mvfoul.errors import ConfigError
 Precision = Literal["fp32", "fp16"]
 """Of the encoder; the head is always fp32."""
 
+DEFAULT_SPLIT: Final = "test"
+
 MIN_OPSET: Final = 18
 """What torch's exporter writes of its own accord; older ones need a lossy conversion."""
 MAX_OPSET: Final = 22
-"""The newest that torch 2.11 converts to."""
+"""The newest that a test exports."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,7 @@ class ExportConfig:
     output: Path | None = None
     """Where to publish; an artifact that is there becomes <output>.previous. None: "artifact" beside the checkpoint."""
     data: DataConfig = DataConfig()
-    split: str = "test"
+    split: str = DEFAULT_SPLIT
     """Held-out split of --data.root to compare on."""
     opset: int = MIN_OPSET
     """ONNX operator set of both graphs."""
@@ -84,6 +86,8 @@ class ExportConfig:
     def __post_init__(self) -> None:
         if not MIN_OPSET <= self.opset <= MAX_OPSET:
             raise ConfigError(f"--opset is {self.opset}; use {MIN_OPSET} to {MAX_OPSET}.")
+        if self.data.root is None and (self.split != DEFAULT_SPLIT or self.data != DataConfig()):
+            raise ConfigError("--split and --data.max-actions say which clips to compare on; add --data.root DIR.")
 
     @property
     def precision(self) -> Precision:

@@ -103,13 +103,15 @@ class ParityReport:
 
     def summary(self) -> dict[str, Any]:
         """Return the figures for the manifest."""
-        logits = [self.check(name).figures["max_abs"] for name in _LOGITS]
+        logits = [self.check(name).figures for name in _LOGITS]
         return {
             "passed": self.passed,
             "candidate": self.candidate,
             "actions": sum(len(counts) for _, counts in self.batches),
-            "logits_max_abs_error": max((x for x in logits if x is not None), default=None),
+            "logits_max_abs_error": _extreme(max, [figures["max_abs"] for figures in logits]),
+            "logits_min_cosine": _extreme(min, [figures["min_cosine"] for figures in logits]),
             "features_max_relative_error": self.check(FEATURES).figures["max_relative"],
+            "features_min_cosine": self.check(FEATURES).figures["min_cosine"],
             "top1_agreement": {head: self.check(f"{head} top-1").figures["agreement"] for head in VOCABULARIES},
         }
 
@@ -340,6 +342,12 @@ def _decision_check(name: str, agreement: Agreement, required: float) -> Check:
         notes=(*(agreement.disagreed if passed else ()), *agreement.undecided),
         figures={"agreement": share, "decided": decided},
     )
+
+
+def _extreme(choose: Callable[[Iterable[float]], float], values: Sequence[float | None]) -> float | None:
+    """Return the largest or smallest of the values; None where one of them is not finite."""
+    finite = [value for value in values if value is not None]
+    return choose(finite) if len(finite) == len(values) else None
 
 
 def _count(items: Sequence[str], noun: str) -> str:
