@@ -81,12 +81,13 @@ class Timeline:
 def read_timeline(
     packets: Iterable[Packet[VideoStream]], time_base: Fraction, *, last_index: int | None = None
 ) -> Timeline:
-    """List the packets of a video stream, up to the frame `last_index` or to the end.
+    """List the packets of a video stream, up to a second after the frame `last_index` or to the end.
 
     Raises:
         InvalidClipError: No packet can be decoded and shown, or one has no timestamp.
     """
-    window = None if last_index is None else _ticks(last_index, time_base)
+    # A second more than needed, so that timestamps in disorder are noticed.
+    window = None if last_index is None else _ticks(last_index + TIMELINE_FPS, time_base)
     listed: list[Packet[VideoStream]] = []
     timestamps: list[int] = []
     for packet in packets:

@@ -59,7 +59,7 @@ class DecodeLimits:
     """Of the encoded clip."""
     max_frame_pixels: int = 4096 * 2304
     max_frames: int = 5000
-    """Frames of the clip up to the end of the window, needed or not."""
+    """Frames of the clip up to a second after the window, needed or not."""
     max_decode_s: float = 60.0
     """CPU seconds of the calling thread; a busy or suspended machine refuses nothing."""
 
@@ -200,7 +200,7 @@ def _packets(
         for count, packet in enumerate(container.demux(stream)):
             if count == max_frames:
                 raise InvalidClipError(
-                    f"the clip has more than {max_frames} frames (the limit) before the window is over. Cut it."
+                    f"the clip has more than {max_frames} frames (the limit) up to a second after the window. Cut it."
                 )
             if packet.size:
                 yield packet
@@ -261,23 +261,20 @@ class _Decoder:
     def _frames(self, packets: Sequence[Packet[VideoStream]]) -> Iterator[tuple[int, VideoFrame]]:
         """Yield every picture from the first packet's on, in the order in which they are shown.
 
-        Pictures shown before the first packet's are left out, damaged or not: they refer to what was not decoded, and
-        no later picture refers to them.
+        Pictures shown before the first packet's refer to what is not there: FFmpeg drops them.
         """
         start = pts_of(packets[0])
         due = {pts_of(p) for p in packets if pts_of(p) >= start and not p.is_discard}
         last = start - 1
         for packet in (*packets, None):
             for frame in self._decode(packet, start):
-                if frame.pts is None or frame.pts < start:
-                    continue
+                if frame.pts is None or frame.pts <= last:
+                    raise self._damage(last, "after it, timestamps contradict the order of the pictures")
                 if frame.is_corrupt:
                     raise self._damage(frame.pts, "parts of it cannot be decoded")
-                if frame.pts <= last:
-                    raise self._damage(frame.pts, "its timestamp contradicts the order of the pictures")
                 last = frame.pts
-                due.discard(frame.pts)
-                yield frame.pts, frame
+                due.discard(last)
+                yield last, frame
         if due:
             raise self._damage(min(due), "the decoder does not return it")
 
@@ -287,13 +284,11 @@ class _Decoder:
                 "the clip takes too long to decode (over the limit). Encode it with fewer or smaller frames."
             )
         timestamp = start if packet is None else pts_of(packet)
+        if packet is not None and (packet.is_corrupt or has_hole(packet, *self._codec)):
+            raise self._damage(timestamp, "a part of its data is missing")
         try:
-            if packet is not None and (packet.is_corrupt or has_hole(packet, *self._codec)):
-                raise av.error.InvalidDataError(0, "a part of its data is missing")
             return self._context.decode(packet)
         except av.error.FFmpegError as error:
-            if timestamp < start:
-                return []
             raise self._damage(timestamp, _reason(error)) from error
 
     def _damage(self, timestamp: int, reason: str) -> InvalidClipError:

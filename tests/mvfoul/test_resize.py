@@ -47,6 +47,16 @@ def test_center_crop_is_torchvisions_resize_and_crop_within_one_level(height, wi
     assert np.abs(resized(picture, clip).astype(int) - expected).max() <= 1
 
 
+@pytest.mark.parametrize("resize", ["squash", "center_crop"])
+def test_rounding_makes_pictures_neither_darker_nor_brighter(resize):
+    picture, clip = noise(211, 398), spec(resize=resize)
+    large = functional.resize(planes(picture).float(), [56, 56] if resize == "squash" else [64], antialias=False)
+    exact = functional.center_crop(large, [56, 56]).numpy()
+    difference = resized(picture, clip) - exact
+    assert abs(difference.mean()) < 0.02
+    assert np.abs(difference).max() < 1
+
+
 def test_extremes_of_contrast_neither_overflow_nor_wrap():
     checkers = (np.indices((90, 130)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, 2)
     for clip in (spec(), spec(resize="center_crop")):

@@ -82,10 +82,10 @@ def test_what_comes_before_the_first_keyframe_or_refers_to_it_is_not_on_the_time
     assert list(line.timestamps) == [160, 200]
 
 
-def test_reading_stops_once_nothing_can_be_shown_before_the_windows_end():
+def test_reading_stops_a_second_after_nothing_can_be_shown_before_the_windows_end():
     packets = iter([packet(40 * k, dts=40 * k - 80, key=k == 0) for k in range(100)])
-    assert len(read_timeline(packets, MS, last_index=10).packets) == 14
-    assert next(packets).pts == 40 * 14
+    assert len(read_timeline(packets, MS, last_index=10).packets) == 14 + 25
+    assert next(packets).pts == 40 * (14 + 25)
 
 
 def test_decoding_starts_at_the_keyframe_before_the_first_picture_or_else_at_the_first_one():

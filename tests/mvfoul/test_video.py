@@ -137,13 +137,23 @@ def test_what_an_edit_list_cuts_away_is_not_counted(numbered_clip, frame_numbers
     assert frame_numbers(decode_clip(cut, spec(0, 1, 9, 22))) == [7, 8, 16, 29]
 
 
-def test_a_stream_cut_into_starts_at_its_first_keyframe(numbered_clip, frame_numbers, tmp_path):
-    source = numbered_clip(frames=36, gop=12, container="ts", options=OPEN_GOP)
-    dropped = iter(range(20))
+OPEN_GROUPS = {
+    "h264": {"options": OPEN_GOP},
+    "h265": {"codec": "libx265", "options": {"x265-params": "log-level=none:open-gop=1:bframes=4:keyint=12"}},
+    "mpeg2": {"codec": "mpeg2video", "options": {"bf": "2"}},
+}
+
+
+@pytest.mark.parametrize("codec", OPEN_GROUPS)
+def test_a_stream_cut_into_starts_at_its_first_keyframe(codec, numbered_clip, frame_numbers, tmp_path):
+    source = numbered_clip(frames=48, gop=12, container="ts", **OPEN_GROUPS[codec])
+    dropped = iter(range(18))
     cut = remuxed(source, tmp_path / "cut.ts", change=lambda packet: packet if next(dropped, None) is None else None)
-    first = frame_numbers(np.stack(all_pictures(cut)[:1]).transpose(3, 0, 1, 2))[0]
-    assert first > 20
-    assert frame_numbers(decode_clip(cut, spec(0, 1, 5))) == [first, first + 1, first + 5]
+    pictures = all_pictures(cut)
+    first = frame_numbers(np.stack(pictures[:1]).transpose(3, 0, 1, 2))[0]
+    assert first >= 18
+    for later in (1, 5, len(pictures) - 1):
+        assert frame_numbers(decode_clip(cut, spec(0, later))) == [first, first + later]
 
 
 def test_keyframe_flags_that_lie_only_cost_time(numbered_clip, frame_numbers, tmp_path):
@@ -153,6 +163,24 @@ def test_keyframe_flags_that_lie_only_cost_time(numbered_clip, frame_numbers, tm
 
     liar = remuxed(numbered_clip(frames=30, gop=30), tmp_path / "liar.mkv", change=flagged)
     assert frame_numbers(decode_clip(liar, spec(14, 15, 20))) == [14, 15, 20]
+
+
+def test_timestamps_that_contradict_the_order_of_the_pictures_are_refused(numbered_clip, frame_numbers, tmp_path):
+    def swapped(packet):
+        frame = round(packet.pts * packet.time_base * 25)
+        packet.pts += (1 + {5: 1, 6: -1}.get(frame, 0)) * int(1 / 25 / packet.time_base)
+        return packet
+
+    source = numbered_clip(frames=12, options={"bf": "0"}, container="mkv")
+    path = remuxed(source, tmp_path / "swapped.mkv", change=swapped)
+    assert frame_numbers(decode_clip(path, spec(1, 4))) == [1, 4]
+    with pytest.raises(InvalidClipError, match=r"damaged at 0\.24 s: after it, timestamps contradict the order"):
+        decode_clip(path, spec(1, 5))
+
+
+def test_a_sound_that_joins_a_transport_stream_late_does_no_harm(numbered_clip):
+    silent, sounding = (numbered_clip(frames=30, container="ts", audio=audio).read_bytes() for audio in (False, True))
+    assert probe_clip(3 * silent + sounding + 16 * silent).codec == "h264"
 
 
 ROTATIONS = {
@@ -231,6 +259,15 @@ def test_a_clip_cut_off_within_the_window_is_refused_and_one_cut_off_after_it_is
         decode_clip(cut, spec(0, 29))
 
 
+def test_a_picture_cut_in_half_is_refused_even_where_its_decoder_shows_the_half(numbered_clip, frame_numbers):
+    path = numbered_clip(frames=10, container="avi", codec="mjpeg", pix_fmt="yuvj420p")
+    offset, size, _ = packet_places(path)[8]
+    cut = path.read_bytes()[: offset + size // 2]
+    assert frame_numbers(decode_clip(cut, spec(3, 7))) == [3, 7]
+    with pytest.raises(InvalidClipError, match=r"damaged at 0\.32 s: a part of its data is missing"):
+        decode_clip(cut, spec(3, 8))
+
+
 def test_a_clip_cut_off_before_its_index_says_so(numbered_clip):
     data = numbered_clip(frames=30).read_bytes()
     with pytest.raises(InvalidClipError, match="moov atom not found"):
@@ -259,6 +296,15 @@ def test_damage_is_refused_in_what_is_decoded_and_ignored_elsewhere(damage, cont
             decode_clip(damaged, spec(*frames))
     for frames in ((3, 16), (24, 35)):
         assert frame_numbers(decode_clip(damaged, spec(*frames))) == list(frames)
+
+
+def test_a_forged_size_of_one_picture_is_refused_only_where_it_matters(numbered_clip, frame_numbers):
+    data = bytearray(numbered_clip(frames=20, options={"bf": "0"}).read_bytes())
+    sizes = data.index(b"stsz") + 16  # Version, one size for all, count; then the sizes in decoding order.
+    data[sizes + 4 * 12 : sizes + 4 * 13] = (0x7FFFFFF0).to_bytes(4, "big")
+    assert frame_numbers(decode_clip(bytes(data), spec(2, 8))) == [2, 8]
+    with pytest.raises(InvalidClipError, match=r"has 12 readable frames .* frame 15|damaged at 0\.48 s"):
+        decode_clip(bytes(data), spec(2, 15))
 
 
 def test_pictures_that_nobody_refers_to_are_not_decoded_unless_wanted(numbered_clip, frame_numbers):
@@ -386,8 +432,8 @@ def test_a_long_clip_can_be_probed(numbered_clip):
 
 
 def test_limits_that_a_clip_just_meets_do_not_refuse_it(numbered_clip, frame_numbers):
-    path = numbered_clip(frames=20, options={"bf": "0"})
-    limits = DecodeLimits(max_bytes=path.stat().st_size, max_frame_pixels=64 * 48, max_frames=11)
+    path = numbered_clip(frames=60, options={"bf": "0"})
+    limits = DecodeLimits(max_bytes=path.stat().st_size, max_frame_pixels=64 * 48, max_frames=11 + 25)
     assert frame_numbers(decode_clip(path, spec(9), limits=limits)) == [9]
 
 
