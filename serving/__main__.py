@@ -6,20 +6,20 @@ import sys
 
 import tyro
 
-from mvfoul.errors import MVFoulError
+from mvfoul.command import exit_code_of
 from serving.config import ServeConfig
 
 
 def main() -> int:
     """Return the exit code."""
-    try:
-        config = tyro.cli(ServeConfig, prog="python -m serving")
-        from serving.startup import run
+    return exit_code_of(_serve)
 
-        run(config)
-    except MVFoulError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
+
+def _serve() -> int:
+    config = tyro.cli(ServeConfig, prog="python -m serving")
+    from serving.startup import run
+
+    run(config)
     return 0
 
 

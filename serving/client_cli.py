@@ -14,7 +14,8 @@ from typing import Annotated
 
 import tyro
 
-from mvfoul.errors import ConfigError, MVFoulError
+from mvfoul.command import exit_code_of
+from mvfoul.errors import ConfigError
 from serving.client import Decision, FoulClient, HeadDecision
 
 
@@ -48,14 +49,14 @@ class ClientConfig:
 
 def main() -> int:
     """Return the exit code."""
-    try:
-        config = tyro.cli(ClientConfig, prog="python -m serving.client", config=(tyro.conf.FlagCreatePairsOff,))
-        clips = [_read(path) for path in config.clips]
-        with FoulClient(config.target, model_name=config.model_name, timeout_s=config.timeout_s) as client:
-            decision = client.classify(clips)
-    except MVFoulError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
+    return exit_code_of(_ask)
+
+
+def _ask() -> int:
+    config = tyro.cli(ClientConfig, prog="python -m serving.client", config=(tyro.conf.FlagCreatePairsOff,))
+    clips = [_read(path) for path in config.clips]
+    with FoulClient(config.target, model_name=config.model_name, timeout_s=config.timeout_s) as client:
+        decision = client.classify(clips)
     text = as_json(decision) if config.json else as_text(decision, [path.name for path in config.clips])
     sys.stdout.write(text + "\n")
     return 0

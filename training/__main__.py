@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import sys
 
-from mvfoul.errors import MVFoulError
+from mvfoul.command import INTERRUPTED, exit_code_of
 from training.recipes import parse_config
-
-INTERRUPTED = 130  # as shells say of a process that Ctrl-C ended
 
 
 def main() -> int:
     """Return the exit code."""
-    config = parse_config(sys.argv[1:])
-    try:
-        # Late: torch takes seconds to load, and `--help` must answer at once.
-        from training.run import train
+    return exit_code_of(_train)
 
-        return INTERRUPTED if train(config).interrupted else 0
-    except MVFoulError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted\n")
-        return INTERRUPTED
+
+def _train() -> int:
+    config = parse_config(sys.argv[1:])
+    # Late: torch takes seconds to load, and `--help` must answer at once.
+    from training.run import train
+
+    return INTERRUPTED if train(config).interrupted else 0
 
 
 if __name__ == "__main__":

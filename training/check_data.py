@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from mvfoul.clip import TIMELINE_FPS, ClipSpec, Preset, preset
-from mvfoul.errors import ConfigError, InvalidClipError, MVFoulError
+from mvfoul.command import exit_code_of
+from mvfoul.errors import ConfigError, InvalidClipError
 from mvfoul.labels import VOCABULARIES
 from training.annotations import (
     ActionRecord,
@@ -162,14 +163,18 @@ def check_split(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Return the exit code."""
-    try:
-        config = tyro.cli(
-            CheckConfig, args=arguments, prog="python -m training.check_data", config=(tyro.conf.FlagCreatePairsOff,)
+
+    def check() -> int:
+        return run(
+            tyro.cli(
+                CheckConfig,
+                args=arguments,
+                prog="python -m training.check_data",
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
         )
-        return run(config)
-    except MVFoulError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
+
+    return exit_code_of(check)
 
 
 def run(config: CheckConfig) -> int:

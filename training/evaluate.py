@@ -10,11 +10,10 @@ from typing import Annotated
 
 import tyro
 
-from mvfoul.errors import ConfigError, MVFoulError
+from mvfoul.command import exit_code_of
+from mvfoul.errors import ConfigError
 from training.annotations import canonical_split
 from training.config import Device
-
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,18 +60,15 @@ def parse_config(args: Sequence[str]) -> EvaluateConfig:
 
 def main() -> int:
     """Return the exit code."""
-    config = parse_config(sys.argv[1:])
-    try:
-        # Late: torch takes seconds to load, and `--help` must answer at once.
-        from training.evaluation import evaluate_checkpoint
+    return exit_code_of(_evaluate)
 
-        evaluate_checkpoint(config)
-    except MVFoulError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted\n")
-        return INTERRUPTED
+
+def _evaluate() -> int:
+    config = parse_config(sys.argv[1:])
+    # Late: torch takes seconds to load, and `--help` must answer at once.
+    from training.evaluation import evaluate_checkpoint
+
+    evaluate_checkpoint(config)
     return 0
 
 
