@@ -90,8 +90,9 @@ def cpu_demo(root: Path) -> TrainConfig:
 
     Pictures of 16 px are enough for its drifting patterns, and make an epoch take seconds. No flip: it changes labels.
 
-    Result: balanced accuracy of 97 % and more on both heads of the held-out split; measured by `make demo`.
-    Time: 3 minutes. Hardware: 2 CPU cores.
+    Result: at least 90 % balanced accuracy on both heads of the held-out split; `make demo` prints it. How fast it
+    starts to learn depends on the seed: 10 epochs were enough for one and not for another, 16 for both.
+    Time: 5 minutes. Hardware: 2 CPU cores.
     """
     return TrainConfig(
         recipe="cpu-demo",
@@ -103,7 +104,7 @@ def cpu_demo(root: Path) -> TrainConfig:
         loss=LossConfig(action_weights="none", offence_severity_weights="none"),
         optim=OptimConfig(name="adamw", lr=5e-4, weight_decay=1e-3),
         schedule=ScheduleConfig(name="cosine", warmup_epochs=1),
-        loop=LoopConfig(epochs=10, batch_size=8, patience=0),
+        loop=LoopConfig(epochs=16, batch_size=8, patience=0),
     )
 
 
