@@ -6,10 +6,12 @@ import math
 import os
 import platform
 import signal
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from types import TracebackType
 from typing import Final
 
 import torch
@@ -143,7 +145,7 @@ def build_loader(
         collate_fn=collate_actions,
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
-        worker_init_fn=_ignore_interrupts if workers else None,
+        worker_init_fn=_leave_the_end_to_the_parent if workers else None,
     )
 
 
@@ -185,6 +187,19 @@ def _preload(datasets: Mapping[str, MultiViewDataset], gib: float, progress: Pro
         left_bytes -= clips * math.prod(dataset.clip.view_shape)
 
 
-def _ignore_interrupts(_worker: int) -> None:
+def _leave_the_end_to_the_parent(_worker: int) -> None:
     # Ctrl-C reaches every process of the terminal; the training process ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _quiet_when_the_parent_is_gone
+
+
+def _quiet_when_the_parent_is_gone(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """Report an error of a worker's helper thread, unless it only says that the training process has hung up.
+
+    multiprocessing's thread that hands tensors over writes such a traceback when Ctrl-C comes at that moment. Errors of
+    the worker itself reach the training process another way.
+    """
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, traceback)

@@ -68,7 +68,7 @@ def test_the_last_picture_counts_until_it_is_over_and_not_longer(fps):
 
 
 def test_a_last_picture_without_a_duration_lasts_as_long_as_the_one_before():
-    assert timeline([0, 40, 80], duration=0).duration_s == 3 * 40 * MS
+    assert timeline([0, 100, 200], duration=0).duration_s == 3 * 100 * MS
     assert timeline([5], duration=0).duration_s == Fraction(1, 25)
 
 

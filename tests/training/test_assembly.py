@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mvfoul.errors import AnnotationError, ConfigError
-from training.assembly import assemble, choose_device, load_split, versions
+from training.assembly import _quiet_when_the_parent_is_gone, assemble, choose_device, load_split, versions
 
 CPU = torch.device("cpu")
 
@@ -107,3 +107,10 @@ def test_without_a_gpu_what_needs_one_is_refused(tiny_config):
 def test_the_versions_that_decide_the_numbers_are_known():
     assert versions()["torch"].startswith(torch.__version__.split("+")[0])
     assert set(versions()) == {"python", "vars-platform", "torch", "torchvision", "av", "numpy"}
+
+
+def test_a_worker_is_silent_when_the_training_process_has_hung_up_and_loud_otherwise(capsys):
+    _quiet_when_the_parent_is_gone(ConnectionResetError, ConnectionResetError("reset by peer"), None)
+    assert capsys.readouterr().err == ""
+    _quiet_when_the_parent_is_gone(RuntimeError, RuntimeError("out of memory"), None)
+    assert "RuntimeError: out of memory" in capsys.readouterr().err
