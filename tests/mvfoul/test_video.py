@@ -298,12 +298,13 @@ def test_damage_is_refused_in_what_is_decoded_and_ignored_elsewhere(damage, cont
         assert frame_numbers(decode_clip(damaged, spec(*frames))) == list(frames)
 
 
-def test_a_forged_size_of_one_picture_is_refused_only_where_it_matters(numbered_clip, frame_numbers):
+@pytest.mark.parametrize("size", [0x7FFFFFF0, 0x3FFFFFFF], ids=["ends the file", "cannot be allocated"])
+def test_a_forged_size_of_one_picture_is_refused_only_where_it_matters(size, numbered_clip, frame_numbers):
     data = bytearray(numbered_clip(frames=20, options={"bf": "0"}).read_bytes())
     sizes = data.index(b"stsz") + 16  # Version, one size for all, count; then the sizes in decoding order.
-    data[sizes + 4 * 12 : sizes + 4 * 13] = (0x7FFFFFF0).to_bytes(4, "big")
+    data[sizes + 4 * 12 : sizes + 4 * 13] = size.to_bytes(4, "big")
     assert frame_numbers(decode_clip(bytes(data), spec(2, 8))) == [2, 8]
-    with pytest.raises(InvalidClipError, match=r"has 12 readable frames .* frame 15|damaged at 0\.48 s"):
+    with pytest.raises(InvalidClipError, match=r"has 12 readable frames .* frame 15"):
         decode_clip(bytes(data), spec(2, 15))
 
 
