@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,13 +32,13 @@ from mvfoul.artifact import (
     FEATURES,
     GOLDEN,
     GOLDEN_TENSORS,
+    GOLDEN_TOLERANCE,
     HEAD,
     MANIFEST,
     VIEWS,
     Artifact,
     Manifest,
     Origin,
-    load_artifact,
     publish,
     sha256_of,
     write_json,
@@ -48,9 +48,6 @@ from mvfoul.clip import ClipSpec
 from mvfoul.errors import ArtifactError, ConfigError
 from training.checkpoint import Checkpoint, load_network
 from training.model.network import FoulNetwork
-
-GOLDEN_TOLERANCE: Final[Mapping[Precision, float]] = {"fp32": 1e-3, "fp16": 5e-2}
-"""Largest absolute error of a golden answer. The server's self-test allows as much."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +96,8 @@ def export_checkpoint(config: ExportConfig, progress: Progress | None = None) ->
             _explain_failure(config, report, work, progress)
             return Outcome(report, None, work)
         with progress.step("manifest and publishing"):
-            write_manifest(work, make_manifest(source, report, config.precision))
-            artifact = load_artifact(publish(work, target))
+            checked = write_manifest(work, make_manifest(source, report, config.precision))
+            artifact = replace(checked, directory=publish(work, target))
     _explain_success(artifact, progress)
     return Outcome(report, artifact, target)
 

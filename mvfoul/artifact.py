@@ -57,6 +57,12 @@ GOLDEN_TENSORS: Final = (
 """The arrays of golden.npz: one action, its views and what PyTorch answered, by tensor name."""
 
 
+GOLDEN_TOLERANCE: Final[Mapping[str, float]] = {"fp32": 1e-3, "fp16": 5e-2}
+"""Largest difference of a logit, probability or view weight from golden.npz, by the manifest's precision.
+
+assumption: ten times the tolerance of the export's parity check, because other CPUs sum in another order."""
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """Name, numpy dtype name and shape of a graph's input or output; a string in the shape is a dynamic axis."""

@@ -1,12 +1,17 @@
-"""How every command ends: with a sentence and an exit code, never with a traceback for a user's error."""
+"""What all commands do the same: read the recipe, refuse a flag's value, count CPUs, and end.
+
+A command ends with a sentence and an exit code, never with a traceback for a user's error.
+"""
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from mvfoul.errors import MVFoulError
+from mvfoul.errors import ConfigError, MVFoulError
 
 INTERRUPTED: Final = 130
 """As shells say of a process that Ctrl-C ended."""
@@ -26,3 +31,29 @@ def exit_code_of(work: Callable[[], int], *, when_interrupted: str = "interrupte
     except KeyboardInterrupt:
         sys.stderr.write(f"\n{when_interrupted}\n")
         return INTERRUPTED
+
+
+def requested_recipe(args: Sequence[str], *, default: str) -> str:
+    """Return what `--recipe` asks for, before the other flags are read: it decides their defaults."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--recipe", default=default)
+    try:
+        name: str = parser.parse_known_args(list(args))[0].recipe
+    except argparse.ArgumentError:  # `--recipe` without a value: the reader of all flags says so
+        return default
+    return name
+
+
+def check_flag(accepted: bool, flag: str, value: object, cure: str) -> None:
+    """Refuse the value of a flag.
+
+    Raises:
+        ConfigError: It is not accepted; the message has the flag, the value and the cure.
+    """
+    if not accepted:
+        raise ConfigError(f"{flag} is {value!r}. {cure}")
+
+
+def available_cpus() -> int:
+    """Return the CPUs that this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mvfoul.errors import ConfigError
+from mvfoul.command import check_flag
 from mvfoul.prediction import DEFAULT_ABSTAIN_BELOW
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -46,26 +45,22 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         for flag, port in (("--http-port", self.http_port), ("--grpc-port", self.grpc_port)):
-            _check(0 <= port <= 65535, flag, port, "Use 1 to 65535, or 0 for a free port.")
-        _check(self.http_port != self.grpc_port or not self.http_port, "--grpc-port", self.grpc_port, "HTTP has it.")
-        _check(bool(self.model_name) and "/" not in self.model_name, "--model-name", self.model_name, "Use a name.")
-        _check(self.threads >= 0, "--threads", self.threads, "Use 1 or more, or 0 for one per CPU.")
-        _check(
+            check_flag(0 <= port <= 65535, flag, port, "Use 1 to 65535, or 0 for a free port.")
+        check_flag(
+            self.http_port != self.grpc_port or not self.http_port, "--grpc-port", self.grpc_port, "HTTP has it."
+        )
+        check_flag(bool(self.model_name) and "/" not in self.model_name, "--model-name", self.model_name, "Use a name.")
+        check_flag(self.threads >= 0, "--threads", self.threads, "Use 1 or more, or 0 for one per CPU.")
+        check_flag(
             self.decode_workers >= 0, "--decode-workers", self.decode_workers, "Use 1 or more, or 0 for one per CPU."
         )
-        _check(self.max_in_flight >= 1, "--max-in-flight", self.max_in_flight, "Use 1 or more.")
-        _check(self.max_request_bytes >= _MIB, "--max-request-bytes", self.max_request_bytes, f"Use {_MIB} or more.")
+        check_flag(self.max_in_flight >= 1, "--max-in-flight", self.max_in_flight, "Use 1 or more.")
+        check_flag(
+            self.max_request_bytes >= _MIB, "--max-request-bytes", self.max_request_bytes, f"Use {_MIB} or more."
+        )
         # A size in gRPC is a signed 32-bit number.
-        _check(self.max_request_bytes < 1 << 31, "--max-request-bytes", self.max_request_bytes, "Use less than 2 GiB.")
-        _check(0 <= self.abstain_below <= 1, "--abstain-below", self.abstain_below, "Use 0 to 1.")
-        _check(self.grace_s >= 0, "--grace-s", self.grace_s, "Use 0 or more.")
-
-
-def available_cpus() -> int:
-    """Return the CPUs that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def _check(accepted: bool, flag: str, value: object, cure: str) -> None:
-    if not accepted:
-        raise ConfigError(f"{flag} is {value!r}. {cure}")
+        check_flag(
+            self.max_request_bytes < 1 << 31, "--max-request-bytes", self.max_request_bytes, "Use less than 2 GiB."
+        )
+        check_flag(0 <= self.abstain_below <= 1, "--abstain-below", self.abstain_below, "Use 0 to 1.")
+        check_flag(self.grace_s >= 0, "--grace-s", self.grace_s, "Use 0 or more.")

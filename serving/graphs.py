@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -14,6 +13,7 @@ from mvfoul.artifact import (
     ACTION_LOGITS,
     ACTION_PROBABILITIES,
     FEATURES,
+    GOLDEN_TOLERANCE,
     OFFENCE_SEVERITY_LOGITS,
     OFFENCE_SEVERITY_PROBABILITIES,
     VIEW_WEIGHTS,
@@ -22,11 +22,6 @@ from mvfoul.artifact import (
     GraphSpec,
 )
 from mvfoul.errors import ArtifactError
-
-SELF_TEST_TOLERANCE: Final[Mapping[str, float]] = {"fp32": 1e-3, "fp16": 5e-2}
-"""Largest difference of a logit, probability or view weight from golden.npz, by the manifest's precision.
-
-assumption: ten times the tolerance of the export's parity check, because other CPUs sum in another order."""
 
 _TESTED = (ACTION_LOGITS, OFFENCE_SEVERITY_LOGITS, ACTION_PROBABILITIES, OFFENCE_SEVERITY_PROBABILITIES, VIEW_WEIGHTS)
 _ANSWERS = (ACTION_PROBABILITIES, OFFENCE_SEVERITY_PROBABILITIES, VIEW_WEIGHTS)
@@ -72,11 +67,11 @@ class OnnxGraphs:
         """Run golden.npz through both graphs and compare with what PyTorch answered at export.
 
         Raises:
-            ArtifactError: An answer differs by more than `SELF_TEST_TOLERANCE`.
+            ArtifactError: An answer differs by more than `GOLDEN_TOLERANCE`.
         """
         precision = artifact.manifest.precision
-        if (tolerance := SELF_TEST_TOLERANCE.get(precision)) is None:
-            known = ", ".join(SELF_TEST_TOLERANCE)
+        if (tolerance := GOLDEN_TOLERANCE.get(precision)) is None:
+            known = ", ".join(GOLDEN_TOLERANCE)
             raise ArtifactError(f"{artifact.directory} has precision {precision!r}; known: {known}. Export again.")
         golden = artifact.golden()
         outputs = self._head.run(list(_TESTED), {FEATURES: self.encode(golden[VIEWS])})

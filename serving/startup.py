@@ -6,7 +6,8 @@ import logging
 import sys
 
 from mvfoul.artifact import load_artifact
-from serving.config import LogLevel, ServeConfig, available_cpus
+from mvfoul.command import available_cpus
+from serving.config import LogLevel, ServeConfig
 from serving.engine import Engine, EngineSettings
 from serving.graphs import OnnxGraphs
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
 import signal
 import sys
@@ -18,18 +17,17 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from mvfoul.clip import ClipSpec
+from mvfoul.command import available_cpus
 from mvfoul.errors import ConfigError
 from mvfoul.labels import VOCABULARIES
 from training.augment import HorizontalFlip
 from training.config import Device, TrainConfig
 from training.dataset import ActionSample, MultiViewDataset, collate_actions
-from training.loop import Learner
-from training.loss import build_loss
+from training.learner import Learner, build_learner
 from training.model.backbone import BACKBONES
 from training.model.network import FoulNetwork
-from training.optim import Schedule, build_optimizer
+from training.optim import Schedule
 
-_AMP_DTYPES: Final = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _GIB: Final = 1 << 30
 _MAX_DEFAULT_WORKERS: Final = 8
 
@@ -89,21 +87,12 @@ def assemble(config: TrainConfig, progress: Progress | None = None) -> Parts:
         clip=clip,
         weights=config.weights,
         dropout=config.model.dropout,
-    ).to(device)
+    )
     # Last of what can fail and first of what takes long.
     _preload({"train": train.dataset, "valid": valid.dataset}, config.data.preload_gib, progress)
     counts = {head: train.dataset.annotations.class_counts(head) for head in VOCABULARIES}
-    optimizer = build_optimizer(network, config.optim)
-    learner = Learner(
-        network=network,
-        loss=build_loss(config.loss, counts).to(device),
-        optimizer=optimizer,
-        scaler=torch.amp.GradScaler(device.type, enabled=config.loop.amp == "fp16"),
-        device=device,
-        amp=_AMP_DTYPES[config.loop.amp],
-        max_grad_norm=config.optim.max_grad_norm,
-    )
-    schedule = Schedule(optimizer, config.schedule, epochs=config.loop.epochs, lr=config.optim.lr)
+    learner = build_learner(config, network, counts, device)
+    schedule = Schedule(learner.optimizer, config.schedule, epochs=config.loop.epochs, lr=config.optim.lr)
     return Parts(clip, train, valid, learner, schedule)
 
 
@@ -159,11 +148,6 @@ def choose_device(name: Device) -> torch.device:
     if name == "cuda" and not available:
         raise ConfigError("--device is 'cuda', and PyTorch sees no GPU. Use --device cpu, or check nvidia-smi.")
     return torch.device("cpu" if name == "cpu" or not available else "cuda")
-
-
-def available_cpus() -> int:
-    """Return the CPUs that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def versions() -> dict[str, str]:

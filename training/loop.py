@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
@@ -17,28 +16,10 @@ from torch import Tensor
 from mvfoul.errors import DivergedError
 from mvfoul.labels import VOCABULARIES, Head
 from training.dataset import ActionBatch
-from training.loss import FoulLoss, LossSums
+from training.learner import Learner
+from training.loss import LossSums
 from training.metrics import Confusion, Metrics, confusion_matrix, empty_confusions, metrics_of
-from training.model.network import FoulLogits, FoulNetwork
-
-
-@dataclass
-class Learner:
-    """What one step of training needs."""
-
-    network: FoulNetwork
-    loss: FoulLoss
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    """Disabled unless the precision is fp16."""
-    device: torch.device
-    amp: torch.dtype | None = None
-    """Of the backbone; None is float32."""
-    max_grad_norm: float = 0.0
-
-    def autocast(self) -> AbstractContextManager[None]:
-        """Return the context in which the network runs."""
-        return torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None)
+from training.model.network import FoulLogits
 
 
 @dataclass

@@ -7,7 +7,6 @@ a number is given, it says whose it is.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +14,7 @@ from typing import Final
 
 import tyro
 
+from mvfoul.command import requested_recipe
 from training.config import (
     ClipConfig,
     DataConfig,
@@ -118,12 +118,7 @@ def parse_config(args: Sequence[str]) -> TrainConfig:
 
     Prints help or what is wrong with the flags and exits, as command lines do.
     """
-    # The recipe decides the defaults of all other flags, so it is read first; tyro then reads everything, it included.
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--recipe", default="two-second")
-    try:
-        name = first.parse_known_args(list(args))[0].recipe
-    except argparse.ArgumentError:  # `--recipe` without a value: tyro says so
-        name = "two-second"
-    default = RECIPES.get(name, two_second)(tyro.MISSING)
-    return tyro.cli(TrainConfig, default=default, args=args, prog=PROG)
+    # The recipe is read first; tyro then reads everything, it included, and refuses a name that is none.
+    default = RECIPES.get(requested_recipe(args, default="two-second"), two_second)(tyro.MISSING)  # type: ignore[call-overload]
+    config: TrainConfig = tyro.cli(TrainConfig, default=default, args=args, prog=PROG)
+    return config

@@ -9,7 +9,8 @@ from torch import nn
 from mvfoul.clip import preset
 from mvfoul.errors import DivergedError
 from training.dataset import ActionSample, collate_actions
-from training.loop import Learner, evaluate, train_one_epoch
+from training.learner import Learner
+from training.loop import evaluate, train_one_epoch
 from training.loss import FoulLoss
 from training.model.network import FoulNetwork
 

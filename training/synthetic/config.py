@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Final, Literal
 
 import tyro
 
+from mvfoul.command import check_flag, requested_recipe
 from mvfoul.errors import ConfigError
 
 RecipeName = Literal["full", "demo"]
@@ -86,13 +86,13 @@ class SyntheticConfig:
     """Replace the synthetic data set that --out holds. Any other folder is never replaced."""
 
     def __post_init__(self) -> None:
-        _check(self.actions >= 3, "--actions", self.actions, "Use 3 or more.")
-        _check(0 <= self.seed < 2**32, "--seed", self.seed, "Use a whole number from 0 to 4294967295.")
+        check_flag(self.actions >= 3, "--actions", self.actions, "Use 3 or more.")
+        check_flag(0 <= self.seed < 2**32, "--seed", self.seed, "Use a whole number from 0 to 4294967295.")
         for flag, value in (("--width", self.width), ("--height", self.height)):
             good = _MIN_PX <= value <= _MAX_PX and value % 2 == 0
-            _check(good, flag, value, f"Use an even number from {_MIN_PX} to {_MAX_PX}: yuv420p halves it.")
-        _check(0 <= self.filtered_fraction <= 1, "--filtered-fraction", self.filtered_fraction, "Use 0 to 1.")
-        _check(self.workers >= 1, "--workers", self.workers, "Use 1 or more.")
+            check_flag(good, flag, value, f"Use an even number from {_MIN_PX} to {_MAX_PX}: yuv420p halves it.")
+        check_flag(0 <= self.filtered_fraction <= 1, "--filtered-fraction", self.filtered_fraction, "Use 0 to 1.")
+        check_flag(self.workers >= 1, "--workers", self.workers, "Use 1 or more.")
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the data set's bytes: two data sets of equal identity are the same."""
@@ -116,17 +116,7 @@ RECIPES: Final[Mapping[RecipeName, Callable[[Path], SyntheticConfig]]] = Mapping
 
 def parse_config(args: Sequence[str]) -> SyntheticConfig:
     """Read the flags; prints help or what is wrong with them and exits, as command lines do."""
-    # The recipe decides the defaults of all other flags, so it is read first; tyro then reads everything, it included.
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--recipe", default="full")
-    try:
-        name = first.parse_known_args(list(args))[0].recipe
-    except argparse.ArgumentError:  # `--recipe` without a value: tyro says so
-        name = "full"
-    default = RECIPES.get(name, full)(tyro.MISSING)
-    return tyro.cli(SyntheticConfig, default=default, args=args, prog=PROG)
-
-
-def _check(accepted: bool, flag: str, value: object, cure: str) -> None:
-    if not accepted:
-        raise ConfigError(f"{flag} is {value!r}. {cure}")
+    # The recipe is read first; tyro then reads everything, it included, and refuses a name that is none.
+    default = RECIPES.get(requested_recipe(args, default="full"), full)(tyro.MISSING)  # type: ignore[call-overload]
+    config: SyntheticConfig = tyro.cli(SyntheticConfig, default=default, args=args, prog=PROG)
+    return config

@@ -1,0 +1,27 @@
+"""Every setting of a training run, as frozen dataclasses; the docstring of a field is its `--help`.
+
+Reads no file and imports no torch. A setting that would have no effect is refused, never ignored.
+"""
+
+from training.config.data import ClipConfig, DataConfig
+from training.config.loop import Amp, LoopConfig, Select
+from training.config.loss import LossConfig, given_weights
+from training.config.model import ModelConfig
+from training.config.optim import OptimConfig, ScheduleConfig
+from training.config.train import Device, RecipeName, TrainConfig
+
+__all__ = [
+    "Amp",
+    "ClipConfig",
+    "DataConfig",
+    "Device",
+    "LoopConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "RecipeName",
+    "ScheduleConfig",
+    "Select",
+    "TrainConfig",
+    "given_weights",
+]

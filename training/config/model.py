@@ -1,0 +1,23 @@
+"""The network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mvfoul.command import check_flag
+from training.model.names import AggregationName, BackboneName
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network."""
+
+    backbone: BackboneName = "mvit_v2_s"
+    """Video network that turns one view into features."""
+    aggregation: AggregationName = "attention"
+    """How the features of an action's views become one vector."""
+    dropout: float = 0.0
+    """Share of values dropped before the last layer of each head, in training."""
+
+    def __post_init__(self) -> None:
+        check_flag(0 <= self.dropout < 1, "--model.dropout", self.dropout, "Use 0 to 0.9.")
