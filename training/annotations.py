@@ -52,6 +52,14 @@ class ClipRecord:
     timestamp_ms: float | None
     """Position in the broadcast half; None where the annotations give no number."""
 
+    @property
+    def is_replay(self) -> bool:
+        """Whether this view is a replay: every clip but `clip_0`, and `clip_0` too where it is slowed.
+
+        The data set lists the live picture first; a replay at life speed (1.0) can only be told by its place.
+        """
+        return self.path.stem != "clip_0" or (self.replay_speed or 1.0) > 1.0
+
 
 @dataclass(frozen=True)
 class ActionRecord:

@@ -131,7 +131,7 @@ def build_loader(
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,
-        collate_fn=collate_actions,
+        collate_fn=partial(collate_actions, clip=dataset.clip),
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
         worker_init_fn=_leave_the_end_to_the_parent if workers else None,

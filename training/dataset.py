@@ -1,7 +1,7 @@
 """Actions as tensors, for `torch.utils.data.DataLoader`, and how actions become a batch.
 
-    MultiViewDataset[i]   -> ActionSample   views uint8 [V,3,T,H,W], V from 0 to num_views
-    collate_actions       -> ActionBatch    views uint8 [N,3,T,H,W], view_counts [B], labels [B]
+    MultiViewDataset[i]   -> ActionSample   views uint8 [V,3,T,H,W], view_kinds [V], V from 0 to num_views
+    collate_actions       -> ActionBatch    views uint8 [N,3,T,H,W], view_kinds [N], view_counts [B], labels [B]
 
 The views of a batch lie one after the other on N: nothing is padded. Pixels stay uint8, 0 to 255; normalisation is the
 network's first layer.
@@ -33,6 +33,8 @@ from mvfoul.video import decode_clip
 from training.annotations import ActionRecord, ClipRecord, load_annotations
 
 UNLABELLED: Final = -1
+LIVE: Final = 0
+REPLAY: Final = 1
 
 Transform = Callable[[Tensor], Tensor]
 """One view, uint8 `[3, T, H, W]`, to the same."""
@@ -43,6 +45,8 @@ class ActionSample(NamedTuple):
 
     views: Tensor
     """uint8 `[V, 3, T, H, W]`; V is 0 where no clip could be decoded."""
+    view_kinds: Tensor
+    """int64 `[V]`: `LIVE` (0) or `REPLAY` (1); see `ClipRecord.is_replay`."""
     action: int
     """Index in `ACTION_CLASSES`, or -1 where there is no label."""
     offence_severity: int
@@ -58,6 +62,8 @@ class ActionBatch:
 
     views: Tensor
     """uint8 `[N, 3, T, H, W]`: the views of the first action, then of the second, and so on."""
+    view_kinds: Tensor
+    """int64 `[N]`: `LIVE` (0) or `REPLAY` (1)."""
     view_counts: Tensor
     """int64 `[B]`, each at least 1, summing to N."""
     action: Tensor
@@ -87,6 +93,7 @@ class ActionBatch:
         return replace(
             self,
             views=function(self.views),
+            view_kinds=function(self.view_kinds),
             view_counts=function(self.view_counts),
             action=function(self.action),
             offence_severity=function(self.offence_severity),
@@ -159,12 +166,12 @@ class MultiViewDataset(Dataset[ActionSample]):
         """Decode one action. Never raises for a clip that cannot be decoded."""
         record = self.records[index]
         generator = self._generator(index % len(self))
-        views, skipped = self._views(record, generator)
+        views, kinds, skipped = self._views(record, generator)
         if self.transform is not None and len(views):
             views = _transformed(views, self.transform, seed=int(torch.randint(2**62, (), generator=generator)))
         labels = record.labels
         action, severity = (labels.action, labels.offence_severity) if labels else (UNLABELLED, UNLABELLED)
-        return ActionSample(views, action, severity, record.action_id, skipped)
+        return ActionSample(views, kinds, action, severity, record.action_id, skipped)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch's views and random transforms; workers that already run obey from their next action on."""
@@ -224,7 +231,7 @@ class MultiViewDataset(Dataset[ActionSample]):
         state = np.random.SeedSequence((self.seed, int(self._epoch), index)).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
-    def _views(self, record: ActionRecord, generator: torch.Generator) -> tuple[Tensor, tuple[str, ...]]:
+    def _views(self, record: ActionRecord, generator: torch.Generator) -> tuple[Tensor, Tensor, tuple[str, ...]]:
         order: Sequence[int] = range(len(record.clips))
         if self.random_views and len(record.clips) > self.num_views:
             order = torch.randperm(len(record.clips), generator=generator).tolist()
@@ -238,9 +245,11 @@ class MultiViewDataset(Dataset[ActionSample]):
                 skipped.append(f"action {record.action_id}: {view}")
             else:
                 views[position] = view
+        chosen = sorted(views)
+        kinds = torch.tensor([REPLAY if record.clips[k].is_replay else LIVE for k in chosen], dtype=torch.int64)
         if not views:
-            return torch.empty((0, *self.clip.view_shape), dtype=torch.uint8), tuple(skipped)
-        return torch.stack([views[position] for position in sorted(views)]), tuple(skipped)
+            return torch.empty((0, *self.clip.view_shape), dtype=torch.uint8), kinds, tuple(skipped)
+        return torch.stack([views[position] for position in chosen]), kinds, tuple(skipped)
 
     def _load(self, clip: ClipRecord) -> Tensor | str:
         return self._preloaded[clip.path] if clip.path in self._preloaded else self._decode(clip)
@@ -253,14 +262,25 @@ class MultiViewDataset(Dataset[ActionSample]):
             return f"{clip.path}: {error}"
 
 
-def collate_actions(samples: Iterable[ActionSample]) -> ActionBatch:
-    """Join samples on the axis of views; actions without any view are left out and named in `left_out`."""
+def collate_actions(samples: Iterable[ActionSample], *, clip: ClipSpec | None = None) -> ActionBatch:
+    """Join samples on the axis of views; actions without any view are left out and named in `left_out`.
+
+    Args:
+        samples: Any number of them, but none only with `clip`: a rank can be left without an action in the last step.
+        clip: Of the data set, for the shape of a batch without samples.
+    """
     everything = list(samples)
     seen = [sample for sample in everything if len(sample.views)]
-    # Of no view at all, `[0, 3, T, H, W]` still.
-    views = torch.cat([sample.views for sample in seen or everything])
+    if everything:
+        # Of no view at all, `[0, 3, T, H, W]` still.
+        views = torch.cat([sample.views for sample in seen or everything])
+    elif clip is not None:
+        views = torch.empty((0, *clip.view_shape), dtype=torch.uint8)
+    else:
+        raise ValueError("no samples to collate, and no clip spec to tell the shape of an empty batch.")
     return ActionBatch(
         views=views,
+        view_kinds=torch.cat([torch.empty(0, dtype=torch.int64), *(sample.view_kinds for sample in seen)]),
         view_counts=torch.tensor([len(sample.views) for sample in seen], dtype=torch.int64),
         action=torch.tensor([sample.action for sample in seen], dtype=torch.int64),
         offence_severity=torch.tensor([sample.offence_severity for sample in seen], dtype=torch.int64),

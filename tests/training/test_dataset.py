@@ -212,10 +212,34 @@ def test_a_batch_without_any_view_is_empty_and_not_an_error(write):
     assert batches[0].left_out == ("0", "1")
 
 
+def test_a_batch_without_samples_is_empty_where_the_clip_tells_its_shape():
+    batch = collate_actions([], clip=SPEC)
+    assert (len(batch), batch.views.shape, batch.views.dtype) == (0, (0, 3, 4, 16, 16), torch.uint8)
+    assert {len(t) for t in (batch.view_kinds, batch.view_counts, batch.action, batch.offence_severity)} == {0}
+    with pytest.raises(ValueError, match="no samples to collate"):
+        collate_actions([])
+
+
+def test_the_first_clip_is_live_and_the_others_are_replays_unless_it_is_slowed(write_split, action, grey_clip):
+    clips = {f"clip_{k}": grey_clip(40) for k in range(3)}
+    normal, slowed, odd = (action(str(index), clips) for index in range(3))
+    slowed[0]["Clips"][0]["Replay speed"] = "2.5"
+    odd[0]["Clips"][0]["Replay speed"] = ""
+    data = open_data(write_split({"0": normal, "1": slowed, "2": odd}))
+    assert [sample.view_kinds.tolist() for sample in data] == [[0, 1, 1], [1, 1, 1], [0, 1, 1]]
+    assert collate_actions([data[0], data[1]]).view_kinds.tolist() == [0, 1, 1, 1, 1, 1]
+
+
+def test_the_kinds_go_with_the_views_that_are_left(write):
+    root = write([[b"broken", 70, 100], [40]])
+    assert [sample.view_kinds.tolist() for sample in open_data(root)] == [[1, 1], [0]]
+
+
 def test_a_batch_moves_as_a_whole(write):
     batch = collate_actions([open_data(write([[40]]))[0]])
     moved = batch.to("meta")
-    assert {t.device.type for t in (moved.views, moved.view_counts, moved.action, moved.offence_severity)} == {"meta"}
+    tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
+    assert [tensor.device.type for tensor in tensors] == ["meta"] * 5
     assert moved.action_ids == batch.action_ids
 
 

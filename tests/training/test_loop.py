@@ -50,7 +50,7 @@ def _sample(number, *, views=2, labelled=True, skipped=()):
     generator = torch.Generator().manual_seed(number)
     pixels = torch.randint(0, 256, (views, *CLIP.view_shape), generator=generator, dtype=torch.uint8)
     labels = (number % 8, number % 4) if labelled else (-1, -1)
-    return ActionSample(pixels, *labels, str(number), tuple(skipped))
+    return ActionSample(pixels, torch.zeros(views, dtype=torch.int64), *labels, str(number), tuple(skipped))
 
 
 def _batches(count=8, size=4):

@@ -18,6 +18,7 @@ def _batch(action, severity):
     count = len(action)
     return ActionBatch(
         views=torch.zeros(count, 3, 1, 1, 1, dtype=torch.uint8),
+        view_kinds=torch.zeros(count, dtype=torch.int64),
         view_counts=torch.ones(count, dtype=torch.int64),
         action=torch.tensor(action),
         offence_severity=torch.tensor(severity),
