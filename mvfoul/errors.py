@@ -8,6 +8,7 @@
     ├── ConfigError         a flag or a combination of flags is refused
     ├── CheckpointError     a .pth.tar is damaged, foreign, or of another architecture
     ├── DivergedError       the loss of a training run is no longer a number
+    ├── LostRankError       another process of a training run ended without a word
     ├── ArtifactError       an export directory is incomplete, damaged, or made for something else
     └── ServiceError        a server did not answer a request (each has one gRPC and one HTTP status)
         ├── RequestError          the request breaks the contract; do not repeat it
@@ -55,6 +56,12 @@ class CheckpointError(MVFoulError, ValueError):
 
 class DivergedError(MVFoulError):
     """The loss is NaN or infinite; training cannot go on."""
+
+    exit_code = 1
+
+
+class LostRankError(MVFoulError):
+    """Another process of the same run is gone; starting all of them again with --resume helps."""
 
     exit_code = 1
 
