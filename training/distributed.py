@@ -219,6 +219,8 @@ class _Watch:
             sys.stderr.flush()
         with suppress(RuntimeError, dist.DistError):
             self._store.add(_SEEN, 1)
+        # Without torchrun's agent the store lives in rank 0: the failing rank still reads that it was heard.
+        time.sleep(2 * _POLL_S if self._world.is_main else 0)
         os._exit(failure["code"])
 
 

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +175,112 @@ def tiny_run(tiny_config, tmp_path_factory) -> Path:
     from training.run import train
 
     return train(tiny_config(output=tmp_path_factory.mktemp("run"))).output
+
+
+TRAIN = "import training.__main__ as m, sys; sys.exit(m.main())"
+
+
+@dataclass
+class Program:
+    """A Python program in a process of its own."""
+
+    programs: Programs
+    pid: int
+    out_path: Path
+    err_path: Path
+
+    @property
+    def out(self) -> str:
+        return self.out_path.read_text()
+
+    @property
+    def err(self) -> str:
+        return self.err_path.read_text()
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, timeout_s: float = 120) -> int:
+        """Return the exit code, negative for a signal."""
+        return self.programs.wait(self.pid, timeout_s)
+
+    def running(self) -> bool:
+        self.programs.read(0)
+        return self.pid not in self.programs.ended
+
+
+class Programs:
+    """Starts programs from a process that has torch and the trainer imported, so each starts in milliseconds."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._count = 0
+        self.ended: dict[int, int] = {}
+        self._pids: list[int] = []
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(Path(__file__).with_name("zygote.py"))]
+        pipe = subprocess.PIPE
+        self._zygote = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, bufsize=0)
+        self._buffer = b""
+
+    def start(self, argv: Sequence[str], *, code: str = TRAIN, env: Mapping[str, str] | None = None) -> Program:
+        """Run `code`, `python -m training` where left out, with the arguments `argv`."""
+        self._count += 1
+        out, err = (self._folder / f"{self._count}.{name}" for name in ("out", "err"))
+        out.touch()
+        err.touch()
+        order = {"code": code, "argv": ["training", *map(str, argv)], "env": dict(env or {}), "out": str(out)}
+        self._zygote.stdin.write((json.dumps({**order, "err": str(err)}) + "\n").encode())
+        known = len(self._pids)
+        while len(self._pids) == known:
+            assert self.read(120), "the zygote does not answer"
+        return Program(self, self._pids[-1], out, err)
+
+    def ranks(self, argv: Sequence[str], count: int = 2, *, code: str = TRAIN) -> list[Program]:
+        """Start the processes of one run, as torchrun does; rank 0 holds the store."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        return [
+            self.start(argv, code=code, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+            for rank in range(count)
+        ]
+
+    def read(self, timeout_s: float) -> bool:
+        """Take in what the zygote reports; return whether there was anything."""
+        if not select.select([self._zygote.stdout], [], [], timeout_s)[0]:
+            return False
+        self._buffer += self._zygote.stdout.read(65536)
+        *lines, self._buffer = self._buffer.split(b"\n")
+        for line in lines:
+            report = json.loads(line)
+            if "ended" in report:
+                self.ended[report["ended"]] = report["code"]
+            else:
+                self._pids.append(report["pid"])
+        return True
+
+    def wait(self, pid: int, timeout_s: float) -> int:
+        end = time.monotonic() + timeout_s
+        while pid not in self.ended:
+            assert time.monotonic() < end, f"process {pid} is still running"
+            self.read(max(0.0, end - time.monotonic()))
+        return self.ended[pid]
+
+    def close(self) -> None:
+        for pid in self._pids:
+            if pid not in self.ended:
+                with suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
+        self._zygote.stdin.close()
+        self._zygote.wait(30)
+        self._zygote.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory) -> Iterator[Programs]:
+    """Programs in processes of their own; what still runs at the end is killed."""
+    started = Programs(tmp_path_factory.mktemp("programs"))
+    yield started
+    started.close()
