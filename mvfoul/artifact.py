@@ -6,6 +6,7 @@
     golden.npz     inputs and reference outputs for the self-test at start-up (`GOLDEN_TENSORS`)
     parity.json    the checks against PyTorch that let the artifact be published
     config.json    how the export was called
+    encoder.plan   optional: encoder.onnx built by TensorRT for one kind of GPU, with parity_plan.json (`mvfoul.plan`)
     manifest.json  written last, by rename: an artifact without it does not exist
 
 Labels and the clip specification reach serving only through the manifest.
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from mvfoul.clip import ClipSpec
 from mvfoul.errors import ArtifactError, ClipSpecError
 from mvfoul.labels import VOCABULARIES
+from mvfoul.plan import PlanSpec
 
 SCHEMA_VERSION: Final = 1
 MANIFEST: Final = "manifest.json"
@@ -79,16 +81,6 @@ class GraphSpec:
     file: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-
-
-@dataclass(frozen=True)
-class PlanSpec:
-    """What a TensorRT plan was built for; it runs on nothing else."""
-
-    file: str
-    gpu_architecture: str
-    """Compute capability, such as "sm_90"."""
-    tensorrt_version: str
 
 
 @dataclass(frozen=True)
@@ -218,20 +210,6 @@ def load_artifact(directory: Path) -> Artifact:
     if missing := [name for name in _required(manifest) if name not in manifest.files]:
         raise ArtifactError(f"{directory / MANIFEST} does not list {missing}; export again.")
     return Artifact(directory, manifest)
-
-
-def check_plan(plan: PlanSpec, *, gpu_architecture: str, tensorrt_version: str) -> None:
-    """Refuse a TensorRT plan on a machine that it was not built for.
-
-    Raises:
-        ArtifactError: Another GPU architecture or TensorRT version.
-    """
-    found = (gpu_architecture, tensorrt_version)
-    if found != (plan.gpu_architecture, plan.tensorrt_version):
-        raise ArtifactError(
-            f"{plan.file} was built for {plan.gpu_architecture} with TensorRT {plan.tensorrt_version}; here is "
-            f"{found[0]} with TensorRT {found[1]}. Build it here: python -m export --ckpt best.pth.tar --fp16"
-        )
 
 
 def sha256_of(path: Path) -> str:
