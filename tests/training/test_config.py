@@ -52,6 +52,11 @@ def _leaves(kind, prefix=""):
         (ModelConfig, {"dropout": 1.0}, r"--model\.dropout is 1\.0"),
         (LossConfig, {"offence_severity_weights": (0.0, 1.0, 1.0, 1.0)}, r"--loss\.offence-severity-weights is \(0\.0"),
         (LossConfig, {"label_smoothing": -0.1}, r"--loss\.label-smoothing is -0\.1"),
+        (LossConfig, {"focal_gamma": 2.0}, r"--loss\.focal-gamma is 2\.0\. cross-entropy has none"),
+        (LossConfig, {"name": "focal", "focal_gamma": 0.0}, r"--loss\.focal-gamma is 0\.0\. Use a value above 0"),
+        (LossConfig, {"effective_beta": 0.9}, r"--loss\.effective-beta is 0\.9\. No class weights are effective"),
+        (LossConfig, {"action_weights": "effective", "effective_beta": 1.0}, r"--loss\.effective-beta is 1\.0"),
+        (LossConfig, {"action_task_weight": 0.0}, r"--loss\.action-task-weight is 0\.0"),
         (OptimConfig, {"lr": 0.0}, r"--optim\.lr is 0\.0\. Nothing is learnt"),
         (OptimConfig, {"lr": float("nan")}, r"--optim\.lr is nan"),
         (OptimConfig, {"weight_decay": -1.0}, r"--optim\.weight-decay is -1\.0"),
@@ -134,7 +139,8 @@ def test_every_setting_is_read_by_the_code_that_trains(repo_root):
     code = "\n".join(path.read_text() for path in (repo_root / "training").glob("*.py") if path.name != own)
     # Some are read through a method of their group; the tests of these look at each setting's effect.
     through = {"optim.momentum": "sgd_momentum", "loss.action_weights": "weights"}
-    through |= {"loss.offence_severity_weights": "weights"}
+    through |= {"loss.offence_severity_weights": "weights", "loss.focal_gamma": "gamma", "loss.effective_beta": "beta"}
+    through |= {f"loss.{head}_task_weight": "task_weight" for head in ("action", "offence_severity")}
     through |= {f"clip.{field.name}": "clip.spec" for field in fields(ClipConfig)}
     names = [(name, through.get(name, name.split(".")[-1])) for name in _leaves(TrainConfig)]
     assert not [name for name, attribute in names if not re.search(rf"\.{re.escape(attribute)}\b", code)]
