@@ -106,8 +106,8 @@ class MultiViewDataset(Dataset[ActionSample]):
     Which views an action yields: at most `num_views`, in the annotations' order. Where there are more, a training split
     draws among them, others take the first ones. A view that cannot be decoded is replaced by the next one.
 
-    Randomness depends on (seed, epoch, index) alone, not on workers or on what was loaded before: call `set_epoch`
-    before each epoch. Around `transform`, torch's global generator is seeded the same way and put back.
+    Randomness depends on (seed, epoch, index, repetition) alone, not on workers or on what was loaded before: call
+    `set_epoch` before each epoch. Around `transform`, torch's global generator is seeded the same way and put back.
     """
 
     def __init__(
@@ -162,10 +162,15 @@ class MultiViewDataset(Dataset[ActionSample]):
         """The number of actions."""
         return len(self.records)
 
-    def __getitem__(self, index: int) -> ActionSample:
-        """Decode one action. Never raises for a clip that cannot be decoded."""
+    def __getitem__(self, index: int | tuple[int, int]) -> ActionSample:
+        """Decode one action. Never raises for a clip that cannot be decoded.
+
+        Args:
+            index: Of the action; or (index, k) for its k-th repetition within the epoch, with randomness of its own.
+        """
+        index, *repetition = index if isinstance(index, tuple) else (index,)
         record = self.records[index]
-        generator = self._generator(index % len(self))
+        generator = self._generator(index % len(self), *repetition)
         views, kinds, skipped = self._views(record, generator)
         if self.transform is not None and len(views):
             views = _transformed(views, self.transform, seed=int(torch.randint(2**62, (), generator=generator)))
@@ -226,9 +231,9 @@ class MultiViewDataset(Dataset[ActionSample]):
         self._preloaded = loaded
         return tuple(view for view in loaded.values() if isinstance(view, str))
 
-    def _generator(self, index: int) -> torch.Generator:
-        # numpy's SeedSequence mixes the three numbers: neighbouring epochs and indices are unrelated.
-        state = np.random.SeedSequence((self.seed, int(self._epoch), index)).generate_state(1, np.uint64)
+    def _generator(self, *draw: int) -> torch.Generator:
+        # numpy's SeedSequence mixes the numbers: neighbouring epochs and indices are unrelated.
+        state = np.random.SeedSequence((self.seed, int(self._epoch), *draw)).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
     def _views(self, record: ActionRecord, generator: torch.Generator) -> tuple[Tensor, Tensor, tuple[str, ...]]:
