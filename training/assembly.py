@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Final
 
 import torch
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 
 from mvfoul.clip import ClipSpec
 from mvfoul.command import available_cpus
@@ -23,10 +23,13 @@ from mvfoul.labels import VOCABULARIES
 from training.augment import HorizontalFlip
 from training.config import Device, TrainConfig
 from training.dataset import ActionSample, MultiViewDataset, collate_actions
+from training.distributed import World
 from training.learner import Learner, build_learner
 from training.model.backbone import BACKBONES
 from training.model.network import FoulNetwork
 from training.optim import Schedule
+from training.sampler import Order, StepSampler
+from training.sampling import sampling_weights
 
 _GIB: Final = 1 << 30
 _MAX_DEFAULT_WORKERS: Final = 8
@@ -41,12 +44,17 @@ class Split:
 
     dataset: MultiViewDataset
     loader: DataLoader[ActionSample]
-    sampler: DistributedSampler[ActionSample]
+    sampler: StepSampler
 
-    def batches(self, epoch: int) -> DataLoader[ActionSample]:
-        """Return the loader, set to the order, views and random transforms of `epoch`. It yields `ActionBatch`es."""
+    def batches(self, epoch: int, start_step: int = 0) -> DataLoader[ActionSample]:
+        """Return the loader, set to the order, views and random transforms of `epoch`. It yields `ActionBatch`es.
+
+        Args:
+            epoch: Counted from 0.
+            start_step: Steps that are done already; their batches are not loaded.
+        """
         self.dataset.set_epoch(epoch)
-        self.sampler.set_epoch(epoch)
+        self.sampler.set_epoch(epoch, start_step)
         return self.loader
 
 
@@ -61,33 +69,36 @@ class Parts:
     schedule: Schedule
 
 
-def assemble(config: TrainConfig, progress: Progress | None = None) -> Parts:
+def assemble(config: TrainConfig, progress: Progress | None = None, *, world: World | None = None) -> Parts:
     """Build the parts.
 
     Args:
         config: The settings.
         progress: Called while clips are preloaded.
+        world: The processes of the run; one where left out.
 
     Raises:
         ConfigError: A setting does not go with this machine or with the data.
         AnnotationError: The data is not in the official layout, or a split is missing.
         CheckpointError: A file of weights does not fit the backbone.
     """
-    device = choose_device(config.device)
+    world = world or World()
+    device = choose_device(config.device, world)
     if config.loop.amp == "fp16" and device.type == "cpu":
         raise ConfigError("--loop.amp is 'fp16', and there is no GPU. Use --loop.amp bf16 or none.")
     facts = BACKBONES[config.model.backbone]
     clip = config.clip.spec(mean=facts.mean, std=facts.std)
-    train, valid = (load_split(config, name, clip, device) for name in ("train", "valid"))
+    train, valid = (load_split(config, name, clip, device, world) for name in ("train", "valid"))
     # The first weights depend on the seed alone, whatever was done before.
     torch.manual_seed(config.seed)
-    network = FoulNetwork(
-        config.model.backbone,
-        config.model.aggregation,
-        clip=clip,
-        weights=config.weights,
-        dropout=config.model.dropout,
-    )
+    with world.one_per_machine_first():
+        network = FoulNetwork(
+            config.model.backbone,
+            config.model.aggregation,
+            clip=clip,
+            weights=config.weights,
+            dropout=config.model.dropout,
+        )
     # Last of what can fail and first of what takes long.
     _preload({"train": train.dataset, "valid": valid.dataset}, config.data.preload_gib, progress)
     counts = {head: train.dataset.annotations.class_counts(head) for head in VOCABULARIES}
@@ -96,8 +107,10 @@ def assemble(config: TrainConfig, progress: Progress | None = None) -> Parts:
     return Parts(clip, train, valid, learner, schedule)
 
 
-def load_split(config: TrainConfig, name: str, clip: ClipSpec, device: torch.device) -> Split:
-    """Build the data set and loader of a split; `train` is shuffled and flipped.
+def load_split(
+    config: TrainConfig, name: str, clip: ClipSpec, device: torch.device, world: World | None = None
+) -> Split:
+    """Build the data set and this rank's loader of a split; `train` is shuffled and flipped.
 
     Raises:
         ConfigError, AnnotationError: See `MultiViewDataset`.
@@ -106,30 +119,27 @@ def load_split(config: TrainConfig, name: str, clip: ClipSpec, device: torch.dev
     flip = HorizontalFlip() if training and config.data.flip else None
     dataset = MultiViewDataset(config.data.root, name, flip, config.data.num_views, clip=clip)
     dataset.seed = config.seed
-    # One replica: the order depends on (seed, epoch) alone, and several ranks need other numbers here only.
-    sampler: DistributedSampler[ActionSample] = DistributedSampler(
-        dataset, num_replicas=1, rank=0, shuffle=training, seed=config.seed
-    )
-    loader = build_loader(
-        dataset, sampler=sampler, batch_size=config.loop.batch_size, workers=config.data.workers, device=device
-    )
+    weights = sampling_weights(config.loss, dataset.records) if training else None
+    order = Order(length=len(dataset), seed=config.seed, shuffle=training, weights=weights)
+    sampler = StepSampler(order, batch_size=config.loop.batch_size, world=world)
+    workers = default_workers(world) if config.data.workers is None else config.data.workers
+    loader = build_loader(dataset, sampler=sampler, batch_size=config.loop.batch_size, workers=workers, device=device)
     return Split(dataset, loader, sampler)
 
 
 def build_loader(
     dataset: MultiViewDataset,
     *,
-    sampler: DistributedSampler[ActionSample] | None = None,
+    sampler: StepSampler | None = None,
     batch_size: int,
     workers: int | None,
     device: torch.device,
 ) -> DataLoader[ActionSample]:
     """Return a loader of `ActionBatch`es; without a sampler in the order of the annotations."""
-    workers = min(available_cpus(), _MAX_DEFAULT_WORKERS) if workers is None else workers
+    workers = default_workers() if workers is None else workers
     return DataLoader(
         dataset,
-        batch_size=batch_size,
-        sampler=sampler,
+        batch_sampler=sampler or StepSampler(Order(length=len(dataset)), batch_size=batch_size),
         num_workers=workers,
         collate_fn=partial(collate_actions, clip=dataset.clip),
         persistent_workers=workers > 0,
@@ -138,8 +148,13 @@ def build_loader(
     )
 
 
-def choose_device(name: Device) -> torch.device:
-    """Return the device.
+def default_workers(world: World | None = None) -> int:
+    """Return how many processes decode clips for each rank: the CPUs are shared among the ranks of this machine."""
+    return max(1, min(available_cpus() // (world or World()).local_size, _MAX_DEFAULT_WORKERS))
+
+
+def choose_device(name: Device, world: World | None = None) -> torch.device:
+    """Return the device; each rank of a machine has a GPU of its own.
 
     Raises:
         ConfigError: There is no GPU.
@@ -147,7 +162,9 @@ def choose_device(name: Device) -> torch.device:
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise ConfigError("--device is 'cuda', and PyTorch sees no GPU. Use --device cpu, or check nvidia-smi.")
-    return torch.device("cpu" if name == "cpu" or not available else "cuda")
+    if name == "cpu" or not available:
+        return torch.device("cpu")
+    return torch.device("cuda") if world is None or world.size == 1 else torch.device("cuda", world.local_rank)
 
 
 def versions() -> dict[str, str]:

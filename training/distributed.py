@@ -50,6 +50,8 @@ class World:
     size: int = 1
     local_rank: int = 0
     """Among the processes of this machine; its GPU."""
+    local_size: int = 1
+    """Processes of this machine."""
 
     @property
     def is_main(self) -> bool:
@@ -120,7 +122,7 @@ def world_of(environment: Mapping[str, str]) -> World:
         raise ConfigError(
             f"RANK {rank}, WORLD_SIZE {size} and LOCAL_RANK {local_rank} contradict. Start with torchrun."
         )
-    return World(rank, size, local_rank)
+    return World(rank, size, local_rank, local_size=int(environment.get("LOCAL_WORLD_SIZE", "1")))
 
 
 @contextmanager
