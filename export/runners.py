@@ -33,6 +33,7 @@ from mvfoul.artifact import (
     TensorSpec,
 )
 from mvfoul.clip import ClipSpec
+from mvfoul.engines import ONNXRUNTIME_PROVIDERS, configure_onnxruntime
 from mvfoul.errors import ArtifactError
 from mvfoul.labels import ACTION_CLASSES, OFFENCE_SEVERITIES
 from mvfoul.prediction import softmax
@@ -160,13 +161,9 @@ def _aligned(array: NDArray[Any]) -> Tensor:
 
 
 def _session(path: Path, threads: int) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.use_deterministic_compute = True
-    # PyTorch runs in turns with this; threads that spin while it does would take its cores.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options = configure_onnxruntime(onnxruntime.SessionOptions(), threads=threads)
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(path, options, providers=list(ONNXRUNTIME_PROVIDERS))
     except Exception as error:
         # ONNX Runtime's exceptions have no base of their own.
         raise ArtifactError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error}") from error

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from mvfoul.command import check_flag
+from mvfoul.engines import EngineName
 from mvfoul.prediction import DEFAULT_ABSTAIN_BELOW
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -28,6 +29,8 @@ class ServeConfig:
     """gRPC. 0 takes a free port."""
     model_name: str = "mvfoul"
     """The name that requests ask for."""
+    engine: EngineName = "onnxruntime"
+    """What runs both graphs. openvino: faster on most CPUs; needs the extra of that name."""
     threads: int = 0
     """Threads of the encoder and the head. 0: one per CPU that this process may use."""
     decode_workers: int = 0

@@ -1,8 +1,11 @@
-"""The two ONNX graphs of an artifact in ONNX Runtime, checked against the manifest and against golden.npz."""
+"""The two ONNX graphs of an artifact in an engine, checked against the manifest and against golden.npz."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,7 @@ from mvfoul.artifact import (
     Artifact,
     GraphSpec,
 )
+from mvfoul.engines import ONNXRUNTIME_PROVIDERS, configure_onnxruntime
 from mvfoul.errors import ArtifactError
 
 _TESTED = (ACTION_LOGITS, OFFENCE_SEVERITY_LOGITS, ACTION_PROBABILITIES, OFFENCE_SEVERITY_PROBABILITIES, VIEW_WEIGHTS)
@@ -39,29 +43,32 @@ class Scores:
     """`[V]`"""
 
 
-class OnnxGraphs:
+class ArtifactGraphs(ABC):
     """Encoder and head in this process. Methods block; call them from one thread at a time.
 
-    The same input gives the same bits every time: one operator runs after the other, with deterministic kernels.
+    The same input gives the same bits every time.
     """
 
-    def __init__(self, artifact: Artifact, *, threads: int) -> None:
-        """Load both graphs.
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Engine and version."""
 
-        Raises:
-            ArtifactError: ONNX Runtime refuses a file, or its tensors are not those of the manifest.
-        """
-        self._encoder = _load(artifact, artifact.manifest.encoder, threads)
-        self._head = _load(artifact, artifact.manifest.head, threads)
+    @abstractmethod
+    def _run_encoder(self, views: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return features `[N, D]`."""
+
+    @abstractmethod
+    def _run_head(self, names: Sequence[str], features: NDArray[np.float32]) -> list[NDArray[Any]]:
+        """Return the head's outputs of these names, in their order."""
 
     def encode(self, views: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return features `[N, D]` of views `[N, 3, T, H, W]`."""
-        (features,) = self._encoder.run([FEATURES], {VIEWS: views})
-        return features  # type: ignore[no-any-return]
+        return self._run_encoder(views)
 
     def classify(self, features: NDArray[np.float32]) -> Scores:
         """Score one action from the features `[V, D]` of its views."""
-        return Scores(*self._head.run(list(_ANSWERS), {FEATURES: features}))
+        return Scores(*self._run_head(_ANSWERS, features))
 
     def self_test(self, artifact: Artifact) -> None:
         """Run golden.npz through both graphs and compare with what PyTorch answered at export.
@@ -74,38 +81,70 @@ class OnnxGraphs:
             known = ", ".join(GOLDEN_TOLERANCE)
             raise ArtifactError(f"{artifact.directory} has precision {precision!r}; known: {known}. Export again.")
         golden = artifact.golden()
-        outputs = self._head.run(list(_TESTED), {FEATURES: self.encode(golden[VIEWS])})
+        outputs = self._run_head(_TESTED, self.encode(golden[VIEWS]))
         errors = {name: _max_abs_error(found, golden[name]) for name, found in zip(_TESTED, outputs, strict=True)}
         if failed := [f"{name} by {error:.3g}" for name, error in errors.items() if not error <= tolerance]:
             raise ArtifactError(
-                f"{artifact.directory} fails its self-test: {', '.join(failed)} off golden.npz (tolerance {tolerance})."
+                f"{artifact.directory} fails its self-test in {self.name}: {', '.join(failed)} off golden.npz "
+                f"(tolerance {tolerance})."
                 " It computes something else here than where it was exported; export again, or use the versions that "
                 f"wrote it: {dict(artifact.manifest.versions)}."
             )
 
 
-def _load(artifact: Artifact, graph: GraphSpec, threads: int) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.use_deterministic_compute = True
-    # Idle threads that spin take the CPU from the decoders.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    path = artifact.path(graph.file)
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        # ONNX Runtime's exceptions have no common base of their own.
-        raise ArtifactError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error}") from error
-    for kind, found, promised in (
-        ("inputs", session.get_inputs(), graph.inputs),
-        ("outputs", session.get_outputs(), graph.outputs),
-    ):
-        if (names := {tensor.name for tensor in found}) != {tensor.name for tensor in promised}:
+class OnnxGraphs(ArtifactGraphs):
+    """In ONNX Runtime."""
+
+    def __init__(self, artifact: Artifact, *, threads: int) -> None:
+        """Load both graphs.
+
+        Raises:
+            ArtifactError: ONNX Runtime refuses a file, or its tensors are not those of the manifest.
+        """
+        self._encoder = _load(artifact, artifact.manifest.encoder, threads)
+        self._head = _load(artifact, artifact.manifest.head, threads)
+
+    @property
+    def name(self) -> str:
+        """See `ArtifactGraphs`."""
+        return f"ONNX Runtime {onnxruntime.__version__}"
+
+    def _run_encoder(self, views: NDArray[np.uint8]) -> NDArray[np.float32]:
+        (features,) = self._encoder.run([FEATURES], {VIEWS: views})
+        return features  # type: ignore[no-any-return]
+
+    def _run_head(self, names: Sequence[str], features: NDArray[np.float32]) -> list[NDArray[Any]]:
+        return self._head.run(list(names), {FEATURES: features})  # type: ignore[no-any-return]
+
+
+def check_tensors(path: Path, graph: GraphSpec, *, inputs: Iterable[str], outputs: Iterable[str]) -> None:
+    """Refuse a file whose tensors are not those of the manifest.
+
+    Raises:
+        ArtifactError: Other names.
+    """
+    for kind, found, promised in (("inputs", inputs, graph.inputs), ("outputs", outputs, graph.outputs)):
+        if (names := set(found)) != {tensor.name for tensor in promised}:
             raise ArtifactError(
                 f"{path} has {kind} {sorted(names)}, the manifest says {sorted(t.name for t in promised)}."
                 " Export again."
             )
+
+
+def _load(artifact: Artifact, graph: GraphSpec, threads: int) -> Any:
+    path = artifact.path(graph.file)
+    options = configure_onnxruntime(onnxruntime.SessionOptions(), threads=threads)
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=list(ONNXRUNTIME_PROVIDERS))
+    except Exception as error:
+        # ONNX Runtime's exceptions have no common base of their own.
+        raise ArtifactError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error}") from error
+    check_tensors(
+        path,
+        graph,
+        inputs=(tensor.name for tensor in session.get_inputs()),
+        outputs=(tensor.name for tensor in session.get_outputs()),
+    )
     return session
 
 

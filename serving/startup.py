@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 
-from mvfoul.artifact import load_artifact
+from mvfoul.artifact import Artifact, load_artifact
 from mvfoul.command import available_cpus
 from serving.config import LogLevel, ServeConfig
 from serving.engine import Engine, EngineSettings
-from serving.graphs import OnnxGraphs
+from serving.graphs import ArtifactGraphs, OnnxGraphs
 
 log = logging.getLogger("mvfoul.serving")
 
@@ -38,17 +38,27 @@ def load_engine(config: ServeConfig) -> Engine:
 
     Raises:
         ArtifactError: It is damaged or computes something else than at export.
+        ConfigError: The engine asked for is not installed.
     """
     artifact = load_artifact(config.artifact)
-    graphs = OnnxGraphs(artifact, threads=config.threads or available_cpus())
+    graphs = _load_graphs(artifact, config)
     graphs.self_test(artifact)
-    log.info("artifact %s (%s) passed its self-test", config.artifact, artifact.version)
+    log.info("artifact %s (%s) passed its self-test in %s", config.artifact, artifact.version, graphs.name)
     settings = EngineSettings(
         decode_workers=config.decode_workers or available_cpus(),
         max_in_flight=config.max_in_flight,
         abstain_below=config.abstain_below,
     )
     return Engine(artifact, graphs, settings)
+
+
+def _load_graphs(artifact: Artifact, config: ServeConfig) -> ArtifactGraphs:
+    threads = config.threads or available_cpus()
+    if config.engine == "openvino":
+        from serving.openvino_graphs import OpenVinoGraphs
+
+        return OpenVinoGraphs(artifact, threads=threads)
+    return OnnxGraphs(artifact, threads=threads)
 
 
 def _configure_logging(level: LogLevel) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from mvfoul.artifact import ENCODER, FEATURES, GOLDEN, HEAD, VIEW_WEIGHTS, load_artifact, write_manifest
-from mvfoul.errors import ArtifactError
+from mvfoul.errors import ArtifactError, ConfigError
+from serving.config import ServeConfig
 from serving.graphs import OnnxGraphs
+from serving.openvino_graphs import OpenVinoGraphs
+from serving.startup import load_engine
 
 
 @pytest.fixture
@@ -48,7 +52,7 @@ def test_another_answer_than_the_golden_one_fails_the_self_test(copy, name, chan
     directory, publish = copy
     change_golden(directory, name, change)
     changed = publish()
-    with pytest.raises(ArtifactError, match=f"fails its self-test: {name} by .*export again"):
+    with pytest.raises(ArtifactError, match=f"fails its self-test in ONNX Runtime .*: {name} by .*export again"):
         OnnxGraphs(changed, threads=1).self_test(changed)
 
 
@@ -74,3 +78,53 @@ def test_an_unknown_precision_is_refused(artifact):
     unknown = replace(artifact, manifest=replace(artifact.manifest, precision="int3"))
     with pytest.raises(ArtifactError, match="precision 'int3'"):
         OnnxGraphs(unknown, threads=1).self_test(unknown)
+
+
+def test_openvino_gives_the_same_answers_from_the_same_artifact(artifact):
+    views = np.random.default_rng(0).integers(0, 256, (3, *artifact.manifest.clip.view_shape), dtype=np.uint8)
+    answers = []
+    for engine in (OnnxGraphs, OpenVinoGraphs):
+        graphs = engine(artifact, threads=1)
+        graphs.self_test(artifact)
+        answers.append(graphs.classify(graphs.encode(views)))
+    ours, theirs = answers
+    np.testing.assert_allclose(theirs.action_probabilities, ours.action_probabilities, atol=1e-5)
+    np.testing.assert_allclose(theirs.offence_severity_probabilities, ours.offence_severity_probabilities, atol=1e-5)
+    np.testing.assert_allclose(theirs.view_weights, ours.view_weights, atol=1e-5)
+
+
+def test_an_answer_of_openvino_is_not_overwritten_by_the_next(artifact):
+    graphs = OpenVinoGraphs(artifact, threads=1)
+    black, white = (np.full((1, *artifact.manifest.clip.view_shape), value, np.uint8) for value in (0, 255))
+    first = graphs.encode(black)
+    kept = first.copy()
+    assert not np.array_equal(graphs.encode(white), kept)
+    np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_openvino_takes_the_threads_it_is_given_and_computes_in_float32(artifact, threads):
+    compiled = OpenVinoGraphs(artifact, threads=threads)._encoder.get_compiled_model()
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == threads
+    assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
+
+
+def test_openvino_refuses_a_file_that_is_no_graph_by_name(copy):
+    directory, publish = copy
+    (directory / HEAD).write_bytes(b"not a graph")
+    changed = publish()
+    with pytest.raises(ArtifactError, match=r"OpenVINO cannot load .*head\.onnx"):
+        OpenVinoGraphs(changed, threads=1)
+
+
+def test_openvino_that_is_not_installed_is_named_with_its_extra(artifact, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ConfigError, match=r"--engine openvino.*vars-platform\[openvino\]"):
+        load_engine(ServeConfig(artifact=artifact.directory, engine="openvino"))
+
+
+def test_the_engine_asked_for_is_the_one_that_is_loaded(artifact):
+    for name, kind in (("onnxruntime", OnnxGraphs), ("openvino", OpenVinoGraphs)):
+        engine = load_engine(ServeConfig(artifact=artifact.directory, engine=name, threads=1))
+        engine.close()
+        assert type(engine._graphs) is kind
