@@ -10,6 +10,7 @@
     ├── DivergedError       the loss of a training run is no longer a number
     ├── LostRankError       another process of a training run ended without a word
     ├── ArtifactError       an export directory is incomplete, damaged, or made for something else
+    ├── PlanError           no TensorRT plan can be built here, or TensorRT failed to build it
     └── ServiceError        a server did not answer a request (each has one gRPC and one HTTP status)
         ├── RequestError          the request breaks the contract; do not repeat it
         │   ├── UnknownModelError     it asks for a model or version that is not served
@@ -68,6 +69,12 @@ class LostRankError(MVFoulError):
 
 class ArtifactError(MVFoulError, ValueError):
     """An export directory cannot be served."""
+
+
+class PlanError(MVFoulError):
+    """There is no TensorRT plan: nothing to build it with, or its builder failed."""
+
+    exit_code = 4
 
 
 class ServiceError(MVFoulError):
