@@ -15,6 +15,8 @@ from mvfoul.errors import ConfigError, MVFoulError
 
 INTERRUPTED: Final = 130
 """As shells say of a process that Ctrl-C ended."""
+PREEMPTED: Final = 75
+"""Stopped by SIGTERM with everything saved: EX_TEMPFAIL of sysexits.h, "the user is invited to retry"."""
 
 
 def exit_code_of(work: Callable[[], int], *, when_interrupted: str = "interrupted") -> int:

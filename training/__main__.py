@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from mvfoul.command import INTERRUPTED, exit_code_of
+from mvfoul.command import exit_code_of
 from training.recipes import parse_config
 
 
@@ -18,7 +18,7 @@ def _train() -> int:
     # Late: torch takes seconds to load, and `--help` must answer at once.
     from training.run import train
 
-    return INTERRUPTED if train(config).interrupted else 0
+    return train(config).exit_code
 
 
 if __name__ == "__main__":

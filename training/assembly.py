@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-import platform
-import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 from typing import Final
 
@@ -28,6 +25,7 @@ from training.learner import Learner, build_learner
 from training.model.backbone import BACKBONES
 from training.model.network import FoulNetwork
 from training.optim import Schedule
+from training.preemption import leave_signals_to_the_parent
 from training.sampler import Order, StepSampler
 from training.sampling import sampling_weights
 
@@ -98,6 +96,7 @@ def assemble(config: TrainConfig, progress: Progress | None = None, *, world: Wo
             clip=clip,
             weights=config.weights,
             dropout=config.model.dropout,
+            features=config.model.features,
         )
     # Last of what can fail and first of what takes long.
     _preload({"train": train.dataset, "valid": valid.dataset}, config.data.preload_gib, progress)
@@ -167,17 +166,6 @@ def choose_device(name: Device, world: World | None = None) -> torch.device:
     return torch.device("cuda") if world is None or world.size == 1 else torch.device("cuda", world.local_rank)
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of what decides the numbers of a run."""
-    found = {"python": platform.python_version()}
-    for name in ("vars-platform", "torch", "torchvision", "av", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
 def _preload(datasets: Mapping[str, MultiViewDataset], gib: float, progress: Progress | None) -> None:
     """Decode all clips into memory, both splits within one limit; 0 GiB decodes none."""
     left_bytes = int(gib * _GIB)
@@ -189,8 +177,7 @@ def _preload(datasets: Mapping[str, MultiViewDataset], gib: float, progress: Pro
 
 
 def _leave_the_end_to_the_parent(_worker: int) -> None:
-    # Ctrl-C reaches every process of the terminal; the training process ends its workers itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_signals_to_the_parent()
     sys.excepthook = _quiet_when_the_parent_is_gone
 
 

@@ -6,9 +6,12 @@ carries all that is needed to rebuild the network: labels, clip specification, b
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +25,7 @@ from mvfoul.labels import VOCABULARIES
 from training.model.network import FoulNetwork
 
 SCHEMA_VERSION: Final = 1
+_REQUIRED: Final = ("epoch", "backbone", "aggregation", "state_dict", "optimizer", "histories", "config", "evaluation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,8 @@ class Checkpoint:
     aggregation: str
     clip: ClipSpec
     state_dict: Mapping[str, Tensor]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """`FoulNetwork.options`; empty: its defaults."""
     optimizer: Mapping[str, Any] | None = None
     scheduler: Mapping[str, Any] | None = None
     scaler: Mapping[str, Any] | None = None
@@ -44,13 +50,29 @@ class Checkpoint:
     """The metrics of the validation split at this epoch."""
     temperatures: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(map(str, VOCABULARIES), 1.0))
     versions: Mapping[str, str] = field(default_factory=dict)
+    raw_state_dict: Mapping[str, Tensor] | None = None
+    """The weights that learn, where `state_dict` is their moving average."""
+    progress: Mapping[str, Any] = field(default_factory=dict)
+    """How far the run is, within an epoch too; see `training.run.Progress`."""
+    world: Mapping[str, int] = field(default_factory=dict)
+    """Processes of the run and micro-batches of a step."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """What tells whether a split is the one that was trained on."""
+    code: Mapping[str, Any] = field(default_factory=dict)
+    """The revision of this project in git."""
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+def save_checkpoint(path: Path, checkpoint: Checkpoint, *, also: Sequence[Path] = ()) -> None:
     """Write to a temporary name beside `path`, flush to disk, rename: a killed process leaves the old file whole.
 
+    Args:
+        path: The file.
+        checkpoint: What to save.
+        also: Further names for the same bytes, in the same folder: links to one file where the file system has links.
+            They are there before `path` is.
+
     Raises:
-        CheckpointError: The disk is full or read-only; the old file is untouched.
+        CheckpointError: The disk is full or read-only; the old files are untouched.
     """
     document = {f.name: getattr(checkpoint, f.name) for f in fields(Checkpoint)}
     document |= {
@@ -58,18 +80,49 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "clip": checkpoint.clip.to_json(),
         "labels": {head: list(names) for head, names in VOCABULARIES.items()},
     }
-    # One fixed name: a process that is killed here leaves one file, which the next save overwrites.
-    temporary = path.with_name(f".{path.name}.tmp")
+    # Fixed names: a process that is killed here leaves one file of each, which the next save overwrites.
+    temporary, second = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.link")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
             torch.save(document, stream)
             stream.flush()
             os.fsync(stream.fileno())
+        for name in also:
+            _link_or_copy(temporary, second)
+            second.replace(name)
         temporary.replace(path)
+        _flush_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write {path}: {error}. Free space or choose another --output.") from error
+        for leftover in (temporary, second):
+            with suppress(OSError):
+                leftover.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"cannot write {path}: {error}. Free space or choose another --output. What was saved before is whole."
+        ) from error
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # not every network file system has hard links
+        with source.open("rb") as reader, target.open("wb") as writer:
+            shutil.copyfileobj(reader, writer)
+            writer.flush()
+            os.fsync(writer.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the renames themselves last through a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot flush a folder
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -90,7 +143,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if document.get("labels") != expected:
         raise CheckpointError(f"{path} was trained on labels {document.get('labels')}; this version knows {expected}.")
     try:
-        values = {f.name: document[f.name] for f in fields(Checkpoint)}
+        # Files of the first version lack what was added since; it has defaults.
+        values = {f.name: document[f.name] for f in fields(Checkpoint) if f.name in document or f.name in _REQUIRED}
         return Checkpoint(**{**values, "clip": ClipSpec.from_json(document["clip"])})
     except (KeyError, TypeError, ClipSpecError) as error:
         raise CheckpointError(f"{path} is not a complete checkpoint: {error}. Use another, or train again.") from error
@@ -103,9 +157,16 @@ def build_network(checkpoint: Checkpoint, *, source: str = "checkpoint") -> Foul
         CheckpointError: The weights are not those of the backbone and aggregation that the checkpoint names.
     """
     try:
-        network = FoulNetwork(checkpoint.backbone, checkpoint.aggregation, clip=checkpoint.clip)  # type: ignore[arg-type]
-    except ConfigError as error:
-        raise CheckpointError(f"{source} cannot be rebuilt: {error} Use the version that wrote it.") from error
+        network = FoulNetwork(
+            checkpoint.backbone,  # type: ignore[arg-type]
+            checkpoint.aggregation,  # type: ignore[arg-type]
+            clip=checkpoint.clip,
+            **checkpoint.options,
+        )
+    except (ConfigError, TypeError) as error:
+        raise CheckpointError(
+            f"{source} cannot be rebuilt: {str(error).rstrip('.')}. Use the version that wrote it."
+        ) from error
     own = network.state_dict()
     wrong = sorted(set(own) ^ set(checkpoint.state_dict)) or [
         key for key in own if own[key].shape != checkpoint.state_dict[key].shape
@@ -146,5 +207,8 @@ def _foreign(path: Path, document: Mapping[str, Any]) -> str:
     keys = sorted(map(str, document))
     state = document.get("state_dict")
     if isinstance(state, Mapping) and any(str(key).startswith("mvnetwork.") for key in state):
-        return f"{path} is a published VARS checkpoint (keys {keys}), which this version cannot import yet."
+        return (
+            f"{path} is a published VARS checkpoint (keys {keys}). Import it first: python -m training.legacy "
+            f"--in {path} --backbone mvit_v2_s --aggregation attention --out vars.pth.tar"
+        )
     return f"{path} is no checkpoint of this project: it has the keys {keys[:8]}, and no schema_version."

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 from mvfoul.labels import VOCABULARIES
 from training.assembly import Parts, Split
 from training.config import TrainConfig
 from training.dataset import ActionBatch
 from training.loop import OnBatch, PassResult
+from training.progress import Progress
 
 _HEADS = ("action", "offence_severity")
 
@@ -22,8 +24,9 @@ _HEADS = ("action", "offence_severity")
 class RunConsole:
     """The terminal of a run. Bars only appear where there is a terminal; lines always."""
 
-    def __init__(self) -> None:
-        self._console = Console(highlight=False, soft_wrap=True)
+    def __init__(self, *, quiet: bool = False) -> None:
+        """Open the terminal; a quiet one says nothing: of several processes one talks."""
+        self._console = Console(highlight=False, soft_wrap=True, quiet=quiet)
 
     def say(self, text: str = "") -> None:
         """Print text as it is."""
@@ -46,6 +49,13 @@ class RunConsole:
             counts = parts.train.dataset.annotations.class_counts(head)
             if absent := [name for name, count in zip(VOCABULARIES[head], counts, strict=True) if not count]:
                 self.say(f"note     train has no {head} {', '.join(absent)}: it cannot be learnt")
+
+    def resumed(self, path: Path, progress: Progress, notes: Sequence[str]) -> None:
+        """Say where the run goes on, and what is not as it was."""
+        steps = f" and {progress.step} steps" if progress.step else ""
+        self.say(f"resume   {path}: {progress.epochs} epochs{steps} are done")
+        for note in notes:
+            self.say(f"note     {note}")
 
     def header(self) -> None:
         """Print the two lines above the epochs."""
@@ -70,7 +80,7 @@ class RunConsole:
                 )
 
     @contextmanager
-    def bar(self, description: str, total: int) -> Iterator[Progress]:
+    def bar(self, description: str, total: int) -> Iterator[Bar]:
         """Show a bar, of `total` steps, that vanishes at the end."""
         columns = (
             TextColumn("{task.description}"),
@@ -81,18 +91,17 @@ class RunConsole:
             TextColumn("{task.fields[note]}"),
         )
         hidden = not self._console.is_terminal
-        with Progress(*columns, console=self._console, transient=True, disable=hidden) as progress:
-            progress.add_task(description, total=total, note="")
-            yield progress
+        with Bar(*columns, console=self._console, transient=True, disable=hidden) as bar:
+            bar.add_task(description, total=total, note="")
+            yield bar
 
     @contextmanager
     def actions(self, description: str, split: Split) -> Iterator[OnBatch]:
         """Show a bar over the actions of a split; yield what to call after each batch."""
-        with self.bar(description, len(split.dataset)) as progress:
+        with self.bar(description, len(split.dataset)) as bar:
 
             def advance(batch: ActionBatch, result: PassResult) -> None:
-                task = progress.task_ids[0]
-                progress.update(task, advance=len(batch) + len(batch.left_out), note=f"loss {result.loss:.3f}")
+                bar.update(bar.task_ids[0], advance=len(batch) + len(batch.left_out), note=f"loss {result.loss:.3f}")
 
             yield advance
 

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from mvfoul.command import INTERRUPTED
 from mvfoul.errors import ConfigError, LostRankError, MVFoulError
+from training.preemption import Stopped
 
 TIMEOUT: Final = timedelta(minutes=10)
 """A rank that waits this long for another gives up. assumption: no validation batch or checkpoint takes longer."""
@@ -227,7 +228,7 @@ class _Watch:
 
 
 def _exit_code(error: BaseException) -> int:
-    if isinstance(error, MVFoulError):
+    if isinstance(error, (MVFoulError, Stopped)):
         return error.exit_code
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
 

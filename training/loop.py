@@ -6,16 +6,20 @@ over several ranks are a sum away.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mvfoul.errors import DivergedError
 from mvfoul.labels import VOCABULARIES, Head
 from training.dataset import ActionBatch
+from training.distributed import World
 from training.learner import Learner
 from training.loss import LossSums
 from training.metrics import Confusion, Metrics, confusion_matrix, empty_confusions, metrics_of
@@ -50,6 +54,31 @@ class PassResult:
         self.skipped.extend(batch.skipped)
         self.left_out.extend(batch.left_out)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values for the checkpoint of an epoch in progress."""
+        confusions = {head: matrix.tolist() for head, matrix in self.confusions.items()}
+        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "confusions": confusions}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on counting where `state` was taken."""
+        for name, value in state.items():
+            setattr(self, name, copy.deepcopy(value))
+        self.confusions = {head: np.asarray(rows, np.int64) for head, rows in state["confusions"].items()}
+
+    def over_ranks(self, world: World) -> PassResult:
+        """Return the sum of all ranks' results."""
+        results: list[PassResult] = world.gather(self)
+        total, *others = copy.deepcopy(results)
+        for other in others:
+            for head in VOCABULARIES:
+                total.loss_sums[head] += other.loss_sums[head]
+                total.confusions[head] += other.confusions[head]
+            total.labelled += other.labelled
+            total.views += other.views
+            total.skipped += other.skipped
+            total.left_out += other.left_out
+        return total
+
     @property
     def losses(self) -> dict[Head, float]:
         """Mean loss per action and head."""
@@ -71,25 +100,48 @@ class PassResult:
 
 
 OnBatch = Callable[[ActionBatch, PassResult], None]
+OnStep = Callable[[int, PassResult], bool]
+"""How many steps of the epoch are done, and what they saw; True ends the pass."""
 
 
-def train_one_epoch(learner: Learner, batches: Iterable[ActionBatch], on_batch: OnBatch | None = None) -> PassResult:
+def train_one_epoch(
+    learner: Learner,
+    batches: Iterable[ActionBatch],
+    on_batch: OnBatch | None = None,
+    *,
+    result: PassResult | None = None,
+    on_step: OnStep | None = None,
+    epoch: int = 0,
+    start_step: int = 0,
+) -> PassResult:
     """Take one optimiser step per batch.
 
     The figures are those of the network as it was at each step, in training mode.
+
+    Args:
+        learner: What learns.
+        batches: From `start_step` on.
+        on_batch: Called after each batch.
+        result: Of the steps before `start_step`, where an epoch goes on.
+        on_step: Called after each step.
+        epoch: Counted from 0; with the seed and the step it decides what dropout draws.
+        start_step: Steps of this epoch that are done already.
 
     Raises:
         DivergedError: A loss is not finite; the network holds the weights that gave it.
     """
     learner.network.train()
     learner.loss.train()
-    result = PassResult()
-    for batch in batches:
+    result = PassResult() if result is None else result
+    for step, batch in enumerate(batches, start=start_step):
         result.note_skipped(batch)
+        torch.manual_seed(_step_seed(epoch, step))
         if len(batch):
             _step(learner, batch.to(learner.device, non_blocking=True), result)
         if on_batch is not None:
             on_batch(batch, result)
+        if on_step is not None and on_step(step + 1, result):
+            break
     return result
 
 
@@ -131,6 +183,10 @@ def _step(learner: Learner, batch: ActionBatch, result: PassResult) -> None:
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
     result.add(batch, logits, losses)
+
+
+def _step_seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _check_finite(loss: Tensor, batch: ActionBatch) -> None:

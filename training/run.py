@@ -1,61 +1,28 @@
-"""One training run, from its settings to its files.
-
-    <output>/best.pth.tar            the epoch with the best validation result
-    <output>/last.pth.tar            the last finished epoch
-    <output>/training_history.png    losses and accuracies of all epochs
-    <output>/config.json             every setting, the clip specification and the versions
-
-What this does not cover yet: several GPUs, going on with an interrupted run. Everything that these need besides the
-parts is in `Progress`, and every checkpoint has it.
-"""
+"""One training run, from its settings to its files: see `training.folder` for these, `training.fit` for the epochs."""
 
 from __future__ import annotations
 
-import math
+import json
 import time
-from dataclasses import dataclass, field
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mvfoul.artifact import write_json
-from mvfoul.errors import AnnotationError, ConfigError, DivergedError
-from mvfoul.labels import VOCABULARIES
-from training.assembly import Parts, assemble, versions
-from training.checkpoint import Checkpoint, save_checkpoint
-from training.config import Select, TrainConfig
+from mvfoul.errors import ConfigError
+from training import resume
+from training.assembly import Parts, assemble
+from training.checkpoint import Checkpoint
+from training.config import TrainConfig
 from training.console import RunConsole, duration
-from training.loop import PassResult, evaluate, train_one_epoch
+from training.distributed import World, open_world
+from training.fit import Fit, data_facts, world_facts
+from training.folder import CONFIG, HISTORY, LAST, clear, locked, make_folder
 from training.plots import plot_history
-
-BEST = "best.pth.tar"
-LAST = "last.pth.tar"
-HISTORY = "training_history.png"
-CONFIG = "config.json"
-
-
-@dataclass
-class Progress:
-    """How far a run has come."""
-
-    epochs: int = 0
-    """Finished ones."""
-    best_epoch: int = 0
-    """Counted from 1; 0 before the first."""
-    best_goodness: float = -math.inf
-    histories: dict[str, list[float]] = field(default_factory=dict)
-
-    def add(self, values: dict[str, float], goodness: float) -> bool:
-        """Note a finished epoch; return whether it is the best so far."""
-        self.epochs += 1
-        for name, value in values.items():
-            self.histories.setdefault(name, []).append(value)
-        if goodness <= self.best_goodness:
-            return False
-        self.best_epoch, self.best_goodness = self.epochs, goodness
-        return True
-
-    def stale(self, patience: int) -> bool:
-        """Return whether `patience` epochs have passed since the best; never for 0."""
-        return 0 < patience <= self.epochs - self.best_epoch
+from training.preemption import Stopped, StoppedAfterSaving, StopRequest, catch_signals
+from training.progress import Progress
+from training.provenance import git_revision, versions
 
 
 @dataclass(frozen=True)
@@ -64,163 +31,160 @@ class RunResult:
 
     output: Path
     epochs: int
-    """Finished ones; 0 means that there is no checkpoint."""
+    """Finished ones; 0 means that there is no best.pth.tar."""
     best_epoch: int
     histories: dict[str, list[float]]
-    interrupted: bool
+    exit_code: int
+    """0, or that of the signal that stopped the run."""
     seconds: float
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal stopped the run; --resume goes on."""
+        return self.exit_code != 0
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """What every part of a run needs."""
+
+    config: TrainConfig
+    output: Path
+    world: World
+    stop: StopRequest
+    console: RunConsole
 
 
 def train(config: TrainConfig) -> RunResult:
-    """Train, and write the files of the run.
+    """Train, and write the files of the run. Every process that torchrun started calls this.
 
-    Ctrl-C ends the run after what is being written; the checkpoints of the last finished epoch are valid.
+    SIGTERM and Ctrl-C end the run after the step in progress, with everything saved.
 
     Raises:
-        MVFoulError: See `assemble`; besides, a loss is not finite, the output holds another run, or the disk is full.
+        MVFoulError: See `assemble`; besides, a loss is not finite, the output holds another run or is in use, the disk
+            is full, or --resume does not fit what is there.
     """
     started = time.monotonic()
-    console = RunConsole()
-    output = prepare_output(config)
-    progress = Progress()
-    interrupted = False
     try:
-        parts = _assemble(config, console)
-        _write_config(output, config, parts)
-        console.parts(config, parts, output)
-        _fit(config, parts, progress, output=output, console=console)
-    except KeyboardInterrupt:
-        interrupted = True
-    except DivergedError as error:
-        kept = f" {output / BEST} holds epoch {progress.best_epoch}." if progress.epochs else ""
-        raise DivergedError(f"epoch {progress.epochs + 1}: {error}{kept}") from error
-    seconds = time.monotonic() - started
-    if progress.epochs:
-        plot_history(output / HISTORY, progress.histories, best_epoch=progress.best_epoch)
-        console.finished(output=output, root=config.data.root, summary=_summary(config, progress, interrupted, seconds))
+        with catch_signals() as stop, open_world(config.device) as world:
+            console = RunConsole(quiet=not world.is_main)
+            output = Path(world.from_main(str(make_folder(config)) if world.is_main else ""))
+            with locked(output) if world.is_main else nullcontext():
+                return _train(_Stage(config, output, world, stop, console), started)
+    except Stopped as error:  # before the first step, or by a second Ctrl-C
+        RunConsole().say("\ninterrupted; what was saved before is whole, the rest is lost")
+        return RunResult(config.output or Path(), 0, 0, {}, error.exit_code, time.monotonic() - started)
+
+
+def _train(stage: _Stage, started: float) -> RunResult:
+    # Rank 0 alone reads the folder: on several machines the others need not see it.
+    before: Checkpoint | None = stage.world.from_main(_find(stage) if stage.world.is_main else None)
+    progress = Progress() if before is None else Progress.of(before, stage.config.loop.select)
+    exit_code = 0
+    if _is_finished(stage.config, progress):
+        stage.console.say(f"{stage.output} holds a finished run: nothing to do. To train on, raise --loop.epochs.")
     else:
-        console.say("\ninterrupted before the first epoch was finished; there is no checkpoint")
-    return RunResult(output, progress.epochs, progress.best_epoch, progress.histories, interrupted, seconds)
+        try:
+            _assemble_and_fit(stage, progress, before)
+        except StoppedAfterSaving as error:
+            exit_code = error.exit_code
+    seconds = time.monotonic() - started
+    if stage.world.is_main:
+        _tell_the_end(stage, progress, exit_code, seconds)
+    return RunResult(stage.output, progress.epochs, progress.best_epoch, progress.histories, exit_code, seconds)
 
 
-def prepare_output(config: TrainConfig) -> Path:
-    """Make the folder of the run.
-
-    Raises:
-        ConfigError: It holds another run and may not be overwritten, or it cannot be made.
-    """
-    default = Path("runs") / f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
-    output = default if config.output is None else config.output
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--output {output} cannot be made: {error}. Choose another folder.") from error
-    if not config.overwrite and (held := [name for name in (BEST, LAST) if (output / name).exists()]):
-        raise ConfigError(
-            f"--output {output} holds {' and '.join(held)} of another run. Choose another folder, or add --overwrite."
-        )
-    # A run that is interrupted early must not leave its settings beside another run's checkpoint.
-    for name in (BEST, LAST, HISTORY, CONFIG):
-        (output / name).unlink(missing_ok=True)
-    return output
+def _find(stage: _Stage) -> Checkpoint | None:
+    """Return the checkpoint to go on from; without one make room for a new run."""
+    config, output, console = stage.config, stage.output, stage.console
+    if not config.resume:
+        clear(output, overwrite=config.overwrite)
+        return None
+    found = resume.find(output)
+    if found is None:
+        console.say(f"{output} holds no checkpoint: nothing to go on with, so the run starts")
+        return None
+    checkpoint, path = found
+    notes = [*resume.check_settings(config, checkpoint, path)]
+    notes += resume.what_changes(checkpoint, world_facts(config, stage.world))
+    console.resumed(path, Progress.of(checkpoint, config.loop.select), notes)
+    return checkpoint
 
 
-def goodness(select: Select, valid: PassResult) -> float:
-    """Return the validation result that chooses the best epoch; larger is better."""
-    if select == "loss":
-        return -valid.loss
-    return valid.metrics.score if select == "score" else valid.metrics.accuracy
+def _is_finished(config: TrainConfig, progress: Progress) -> bool:
+    return progress.epochs >= config.loop.epochs or progress.stale(config.loop.patience)
 
 
-def _assemble(config: TrainConfig, console: RunConsole) -> Parts:
-    with console.bar("decoding", total=1) as bar:
+def _assemble_and_fit(stage: _Stage, progress: Progress, before: Checkpoint | None) -> None:
+    config, output, console = stage.config, stage.output, stage.console
+    parts = _assemble(stage)
+    fit = Fit(config, output, stage.world, stage.stop, console, parts, progress)
+    if before is not None:
+        resume.check_data(before, data_facts(parts))
+        fit.restore(before)
+    if stage.world.is_main:
+        _write_config(stage, parts, progress)
+        console.parts(config, parts, output)
+    stage.stop.defer()
+    fit.run()
+
+
+def _assemble(stage: _Stage) -> Parts:
+    with stage.console.bar("decoding", total=1) as bar:
 
         def show(what: str, done: int, total: int) -> None:
             bar.update(bar.task_ids[0], description=what, completed=done, total=total)
 
-        return assemble(config, show)
+        return assemble(stage.config, show, world=stage.world)
 
 
-def _fit(config: TrainConfig, parts: Parts, progress: Progress, *, output: Path, console: RunConsole) -> None:
-    console.header()
-    while progress.epochs < config.loop.epochs and not progress.stale(config.loop.patience):
-        start = time.monotonic()
-        lr = float(parts.learner.optimizer.param_groups[0]["lr"])
-        train_result, valid_result = _passes(config, parts, progress.epochs, console)
-        good = goodness(config.loop.select, valid_result)
-        seconds = time.monotonic() - start
-        values = {**_curves("train", train_result), **_curves("valid", valid_result), "lr": lr, "seconds": seconds}
-        best = progress.add(values, good)
-        parts.schedule.epoch_ended(good)
-        _save(config, parts, progress, valid_result, output=output, best=best)
-        number = f"{progress.epochs}/{config.loop.epochs}"
-        console.epoch(number=number, results=(train_result, valid_result), lr=lr, best=best, seconds=seconds)
+def _write_config(stage: _Stage, parts: Parts, progress: Progress) -> None:
+    """Write every setting and where it came from; each start of the run adds its own line to `starts`."""
+    path = stage.output / CONFIG
+    starts: list[Any] = []
+    if progress.epochs or progress.step:
+        with suppress(OSError, ValueError):  # not needed to go on
+            starts = json.loads(path.read_text()).get("starts", [])
+    now = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "epoch": progress.epochs, "step": progress.step}
+    starts = [
+        *starts,
+        {**now, **world_facts(stage.config, stage.world), "code": git_revision(), "versions": versions()},
+    ]
+    document: dict[str, Any] = {"config": stage.config.to_json(), "clip": parts.clip.to_json(), "versions": versions()}
+    document |= {"code": git_revision(), "data": data_facts(parts), "starts": starts}
+    try:
+        write_json(path, document)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error}. Free space or choose another --output.") from error
 
 
-def _passes(config: TrainConfig, parts: Parts, epoch: int, console: RunConsole) -> tuple[PassResult, PassResult]:
-    """Train and validate once; `epoch` counts from 0."""
-    number = f"{epoch + 1}/{config.loop.epochs}"
-    with console.actions(f"epoch {number} train", parts.train) as advance:
-        trained = train_one_epoch(parts.learner, parts.train.batches(epoch), advance)
-    with console.actions(f"epoch {number} valid", parts.valid) as advance:
-        validated = evaluate(parts.learner, parts.valid.batches(epoch), advance)
-    for name, result in (("train", trained), ("valid", validated)):
-        if not result.labelled:
-            raise AnnotationError(
-                f"not one clip of {name} could be decoded; the first: {result.skipped[0]}. "
-                "Check the data: python -m training.check_data --root DIR"
-            )
-    return trained, validated
+def _tell_the_end(stage: _Stage, progress: Progress, exit_code: int, seconds: float) -> None:
+    config, output, console = stage.config, stage.output, stage.console
+    if progress.epochs:
+        plot_history(output / HISTORY, progress.histories, best_epoch=progress.best_epoch)
+        console.finished(output=output, root=config.data.root, summary=_summary(config, progress, exit_code, seconds))
+    else:
+        console.say(f"\n{_stopped(progress)}")
 
 
-def _curves(split: str, result: PassResult) -> dict[str, float]:
-    metrics = result.metrics
-    values = {f"{split}/loss": result.loss, f"{split}/score": metrics.score}
-    for head in VOCABULARIES:
-        values[f"{split}/{head}/loss"] = result.losses[head]
-        values[f"{split}/{head}/accuracy"] = metrics.heads[head].accuracy
-        values[f"{split}/{head}/balanced_accuracy"] = metrics.heads[head].balanced_accuracy
-    values[f"{split}/skipped_clips"] = float(len(result.skipped))
-    values[f"{split}/actions_left_out"] = float(len(result.left_out))
-    return values
-
-
-def _save(
-    config: TrainConfig, parts: Parts, progress: Progress, valid: PassResult, *, output: Path, best: bool
-) -> None:
-    learner = parts.learner
-    checkpoint = Checkpoint(
-        epoch=progress.epochs,
-        backbone=config.model.backbone,
-        aggregation=config.model.aggregation,
-        clip=parts.clip,
-        state_dict=learner.network.state_dict(),
-        optimizer=learner.optimizer.state_dict(),
-        scheduler=parts.schedule.state_dict(),
-        scaler=learner.scaler.state_dict(),
-        histories={name: list(values) for name, values in progress.histories.items()},
-        config=config.to_json(),
-        evaluation={"split": "valid", "loss": valid.loss, "actions": valid.labelled, **valid.metrics.to_json()},
-        versions=versions(),
-    )
-    # The best one first: whoever reads last.pth.tar may rely on the best epoch that its histories tell of.
-    if best:
-        save_checkpoint(output / BEST, checkpoint)
-    save_checkpoint(output / LAST, checkpoint)
-
-
-def _write_config(output: Path, config: TrainConfig, parts: Parts) -> None:
-    write_json(output / CONFIG, {"config": config.to_json(), "clip": parts.clip.to_json(), "versions": versions()})
-
-
-def _summary(config: TrainConfig, progress: Progress, interrupted: bool, seconds: float) -> str:
+def _summary(config: TrainConfig, progress: Progress, exit_code: int, seconds: float) -> str:
     best = 100 * progress.histories["valid/score"][progress.best_epoch - 1]
     text = (
         f"{progress.epochs} of {config.loop.epochs} epochs in {duration(seconds)}; the best is epoch "
         f"{progress.best_epoch} by {config.loop.select}: valid score {best:.1f}."
     )
-    if interrupted:
-        return f"Interrupted. {text}\n{LAST} holds epoch {progress.epochs}; the epoch in progress is lost."
+    if exit_code:
+        return f"{_stopped(progress)}\n{text}"
     if progress.epochs < config.loop.epochs:
         return f"Stopped early, {config.loop.patience} epochs after the best. {text}"
     return f"Done. {text}"
+
+
+def _stopped(progress: Progress) -> str:
+    if not progress.epochs and not progress.step:
+        return "Interrupted before the first step; there is no checkpoint."
+    steps = f" and {progress.step} steps of the next one" if progress.step else ""
+    return (
+        f"Interrupted. {LAST} holds {progress.epochs} epochs{steps}; nothing is lost. Go on with the same command, "
+        "--output and --resume."
+    )

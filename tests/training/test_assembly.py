@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mvfoul.errors import AnnotationError, ConfigError
-from training.assembly import _quiet_when_the_parent_is_gone, assemble, choose_device, load_split, versions
+from training.assembly import _quiet_when_the_parent_is_gone, assemble, choose_device, load_split
 
 CPU = torch.device("cpu")
 
@@ -102,11 +102,6 @@ def test_without_a_gpu_what_needs_one_is_refused(tiny_config):
         choose_device("cuda")
     with pytest.raises(ConfigError, match=r"--loop\.amp is 'fp16', and there is no GPU"):
         assemble(tiny_config(device="auto", loop={"amp": "fp16"}))
-
-
-def test_the_versions_that_decide_the_numbers_are_known():
-    assert versions()["torch"].startswith(torch.__version__.split("+")[0])
-    assert set(versions()) == {"python", "vars-platform", "torch", "torchvision", "av", "numpy"}
 
 
 def test_a_worker_is_silent_when_the_training_process_has_hung_up_and_loud_otherwise(capsys):

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -19,7 +15,8 @@ from mvfoul.errors import AnnotationError, ConfigError, DivergedError
 from training.checkpoint import load_checkpoint, load_network
 from training.loop import PassResult
 from training.metrics import confusion_matrix
-from training.run import Progress, goodness, train
+from training.progress import Progress, goodness
+from training.run import train
 
 
 def _passed(*, action, severity, loss):
@@ -32,6 +29,7 @@ def _passed(*, action, severity, loss):
 
 def test_a_run_leaves_its_checkpoints_its_curves_and_its_settings(tiny_run, tiny_config):
     assert sorted(path.name for path in tiny_run.iterdir()) == [
+        ".lock",
         "best.pth.tar",
         "config.json",
         "last.pth.tar",
@@ -186,27 +184,3 @@ def test_a_diverging_run_keeps_the_checkpoints_of_the_epochs_before(tiny_config,
     last = load_checkpoint(tmp_path / "last.pth.tar")
     assert 1 <= last.epoch < 60
     assert all(math.isfinite(loss) for loss in last.histories["train/loss"])
-
-
-def test_ctrl_c_leaves_valid_checkpoints_and_says_so(tiny_dataset, tmp_path, repo_root):
-    output = tmp_path / "run"
-    flags = ["--recipe", "cpu-demo", "--data.root", str(tiny_dataset), "--output", str(output)]
-    flags += ["--clip.num-frames", "2", "--clip.size-px", "16", "--model.backbone", "mc3_18", "--data.workers", "2"]
-    flags += ["--loop.epochs", "100000", "--optim.name", "sgd", "--loop.patience", "0"]
-    command = [sys.executable, "-m", "training", *flags]
-    environment = {**os.environ, "PYTHONPATH": str(repo_root), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    try:
-        deadline = time.monotonic() + 200
-        while not (output / "last.pth.tar").exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130, err
-    last, best = load_checkpoint(output / "last.pth.tar"), load_checkpoint(output / "best.pth.tar")
-    assert f"last.pth.tar holds epoch {last.epoch}; the epoch in progress is lost" in out
-    assert best.epoch <= last.epoch
-    assert (output / "training_history.png").exists()
-    assert "Traceback" not in err

@@ -8,6 +8,7 @@ from training.config.loop import Amp, LoopConfig, Select
 from training.config.loss import LossConfig, given_weights
 from training.config.model import ModelConfig
 from training.config.optim import OptimConfig, ScheduleConfig
+from training.config.save import SaveConfig
 from training.config.train import Device, RecipeName, TrainConfig
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "RecipeName",
+    "SaveConfig",
     "ScheduleConfig",
     "Select",
     "TrainConfig",

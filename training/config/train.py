@@ -12,6 +12,7 @@ from training.config.loop import LoopConfig
 from training.config.loss import LossConfig
 from training.config.model import ModelConfig
 from training.config.optim import OptimConfig, ScheduleConfig
+from training.config.save import SaveConfig
 from training.model.names import KINETICS400
 
 RecipeName = Literal["two-second", "vars-2023", "mvit-2024", "cpu-demo"]
@@ -39,6 +40,8 @@ class TrainConfig:
     """Folder of the run; runs/<recipe>-<date>-<time> where left out."""
     overwrite: bool = False
     """Replace the run that --output holds."""
+    resume: bool = False
+    """Go on with the run that --output holds, where it stopped; start it where there is none yet."""
     seed: int = 0
     """Of the first weights, the order of actions, the views drawn and the flips."""
     device: Device = "auto"
@@ -50,8 +53,18 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    save: SaveConfig = field(default_factory=SaveConfig)
 
     def __post_init__(self) -> None:
+        check_flag(
+            not self.resume or self.output is not None,
+            "--resume",
+            self.resume,
+            "It goes on with the run in --output DIR; name that folder.",
+        )
+        check_flag(
+            not (self.resume and self.overwrite), "--overwrite", self.overwrite, "--resume keeps the run; drop one."
+        )
         check_flag(bool(self.weights), "--weights", self.weights, "Use kinetics400, none or a file.")
         check_flag(0 <= self.seed < 2**32, "--seed", self.seed, "Use a whole number from 0 to 4294967295.")
         check_flag(
