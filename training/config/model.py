@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mvfoul.command import check_flag
-from training.model.names import AggregationName, BackboneName
+from training.model.names import AggregationName, BackboneName, FeatureName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +14,10 @@ class ModelConfig:
 
     backbone: BackboneName = "mvit_v2_s"
     """Video network that turns one view into features."""
+    features: FeatureName = "pooled"
+    """What the backbone gives for each view.
+    pooled: its last features, 512 to 1024 numbers.
+    kinetics-logits: the 400 answers of its Kinetics classifier, as the original VARS with MViT and S3D."""
     aggregation: AggregationName = "attention"
     """How the features of an action's views become one vector."""
     dropout: float = 0.0

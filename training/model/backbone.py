@@ -1,6 +1,7 @@
 """The five video backbones: one clip in, one feature vector out.
 
-f32 `[N, 3, T, H, W]`, normalised -> f32 `[N, D]`. Each is torchvision's network without its Kinetics classifier.
+f32 `[N, 3, T, H, W]`, normalised -> f32 `[N, D]`. Each is torchvision's network without its Kinetics classifier; with
+it where the features are to be `kinetics-logits`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 from urllib.error import URLError
 
 import torch
@@ -19,7 +20,9 @@ from torchvision.models import WeightsEnum, video
 from mvfoul.clip import KINETICS_MEAN, KINETICS_STD, RGB, ClipSpec
 from mvfoul.errors import CheckpointError, ConfigError
 from training.model.mvit import build_mvit_v2_s
-from training.model.names import BACKBONE_NAMES, KINETICS400, NO_WEIGHTS, BackboneName
+from training.model.names import BACKBONE_NAMES, KINETICS400, NO_WEIGHTS, BackboneName, FeatureName
+
+KINETICS_CLASSES: Final = 400
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class BackboneFacts:
     min_frames: int
     """The shortest T that its temporal strides leave something of."""
     classifier: str
-    """Prefix of the Kinetics classifier in the published weights; dropped."""
+    """Prefix of the Kinetics classifier in the published weights; dropped for pooled features."""
     weights: WeightsEnum
     mean: RGB = KINETICS_MEAN
     std: RGB = KINETICS_STD
@@ -58,13 +61,14 @@ BACKBONES: Final[Mapping[BackboneName, BackboneFacts]] = MappingProxyType(
 class VideoResNetFeatures(nn.Module):
     """r3d_18, r2plus1d_18 or mc3_18 up to the pooled features."""
 
-    def __init__(self, network: video.VideoResNet) -> None:
+    def __init__(self, network: video.VideoResNet, *, classify: bool = False) -> None:
         super().__init__()
-        network.fc = nn.Identity()
+        if not classify:
+            network.fc = nn.Identity()
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map f32 `[N, 3, T, H, W]` to `[N, 512]`."""
+        """Map f32 `[N, 3, T, H, W]` to `[N, 512]`, or `[N, 400]` with the classifier."""
         features: Tensor = self.network(x)
         return features
 
@@ -73,40 +77,58 @@ class S3DFeatures(nn.Module):
     """S3D's convolutions, averaged over whatever time and space they leave.
 
     torchvision's own pooling window of (2, 7, 7) fits 16 frames of 224 px exactly, so there it is the same; the mean
-    over all positions also takes smaller and longer clips.
+    over all positions also takes smaller and longer clips. The classifier is a convolution of one position, so it may
+    come after the mean.
     """
 
-    def __init__(self, network: video.S3D) -> None:
+    def __init__(self, network: video.S3D, *, classify: bool = False) -> None:
         super().__init__()
         self.features = network.features
+        self.classifier = network.classifier if classify else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map f32 `[N, 3, T, H, W]` to `[N, 1024]`."""
+        """Map f32 `[N, 3, T, H, W]` to `[N, 1024]`, or `[N, 400]` with the classifier."""
         features: Tensor = self.features(x)
-        return features.mean(dim=(2, 3, 4))
+        answers: Tensor = self.classifier(features.mean(dim=(2, 3, 4), keepdim=True))
+        return answers.flatten(1)
 
 
 class MViTFeatures(nn.Module):
     """MViT V2 small up to its normalised class token."""
 
-    def __init__(self, network: video.MViT) -> None:
+    def __init__(self, network: video.MViT, *, classify: bool = False) -> None:
         super().__init__()
-        network.head = nn.Identity()
+        if not classify:
+            network.head = nn.Identity()
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map f32 `[N, 3, T, H, W]`, T and size as built, to `[N, 768]`."""
+        """Map f32 `[N, 3, T, H, W]`, T and size as built, to `[N, 768]`, or `[N, 400]` with the classifier."""
         features: Tensor = self.network(x)
         return features
 
 
-def build_backbone(name: BackboneName, *, clip: ClipSpec, weights: str | Path = NO_WEIGHTS) -> nn.Module:
+def feature_dim(name: BackboneName, features: FeatureName = "pooled") -> int:
+    """Return D.
+
+    Raises:
+        ConfigError: Unknown name.
+    """
+    if name not in BACKBONES:
+        raise ConfigError(f"unknown backbone {name!r}; known: {', '.join(BACKBONE_NAMES)}.")
+    return KINETICS_CLASSES if features == "kinetics-logits" else BACKBONES[name].feature_dim
+
+
+def build_backbone(
+    name: BackboneName, *, clip: ClipSpec, weights: str | Path = NO_WEIGHTS, features: FeatureName = "pooled"
+) -> nn.Module:
     """Build a backbone for the clips that `clip` describes.
 
     Args:
         name: One of `BACKBONE_NAMES`.
         clip: Frames and picture size; MViT's position tables depend on them.
         weights: `kinetics400` (torchvision's, downloaded once), `none`, or a file with torchvision's state dict.
+        features: What comes out; `kinetics-logits` keeps the classifier.
 
     Raises:
         ConfigError: Unknown name, too few frames, or weights that cannot be had.
@@ -117,14 +139,15 @@ def build_backbone(name: BackboneName, *, clip: ClipSpec, weights: str | Path = 
     facts = BACKBONES[name]
     if clip.num_frames < facts.min_frames:
         raise ConfigError(f"{name} needs at least {facts.min_frames} frames, the clip spec has {clip.num_frames}.")
+    classify = features == "kinetics-logits"
     network = _bare_network(name, clip)
     if str(weights) != NO_WEIGHTS:
         state = _kinetics_state(name) if str(weights) == KINETICS400 else _state_from_file(Path(weights))
-        _load_without_classifier(network, state, name=name, weights=weights)
+        _load(network, state, name=name, weights=weights, classify=classify)
     elif name == "s3d":
         _let_statistics_settle(network)
-    wrap: Callable[[Any], nn.Module] = {"mvit_v2_s": MViTFeatures, "s3d": S3DFeatures}.get(name, VideoResNetFeatures)
-    return wrap(network)
+    wrap: Callable[..., nn.Module] = {"mvit_v2_s": MViTFeatures, "s3d": S3DFeatures}.get(name, VideoResNetFeatures)
+    return wrap(network, classify=classify)
 
 
 def _bare_network(name: BackboneName, clip: ClipSpec) -> nn.Module:
@@ -171,12 +194,13 @@ def _state_from_file(path: Path) -> Mapping[str, Tensor]:
     return state
 
 
-def _load_without_classifier(
-    network: nn.Module, state: Mapping[str, Tensor], *, name: BackboneName, weights: str | Path
+def _load(
+    network: nn.Module, state: Mapping[str, Tensor], *, name: BackboneName, weights: str | Path, classify: bool
 ) -> None:
-    prefix = BACKBONES[name].classifier
-    kept = {key: value for key, value in state.items() if not key.startswith(prefix)}
-    own = {key: value for key, value in network.state_dict().items() if not key.startswith(prefix)}
+    """Load the weights, without those of the Kinetics classifier unless it is to stay."""
+    dropped = () if classify else (BACKBONES[name].classifier,)
+    kept = {key: value for key, value in state.items() if not key.startswith(dropped)}
+    own = {key: value for key, value in network.state_dict().items() if not key.startswith(dropped)}
     wrong = sorted(set(kept) ^ set(own)) or [key for key in own if own[key].shape != kept[key].shape]
     if wrong:
         raise CheckpointError(

@@ -11,7 +11,7 @@ Only the small features are padded. A row never depends on other rows or on padd
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from mvfoul.clip import ClipSpec, preset
 from mvfoul.labels import ACTION_CLASSES, OFFENCE_SEVERITIES
 from training.model.aggregation import build_aggregation
-from training.model.backbone import BACKBONES, build_backbone
-from training.model.names import NO_WEIGHTS, AggregationName, BackboneName
+from training.model.backbone import BACKBONES, build_backbone, feature_dim
+from training.model.names import NO_WEIGHTS, AggregationName, BackboneName, FeatureName
 
 
 class FoulLogits(NamedTuple):
@@ -62,6 +62,7 @@ class FoulNetwork(nn.Module):
         clip: ClipSpec | None = None,
         weights: str | Path = NO_WEIGHTS,
         dropout: float = 0.0,
+        features: FeatureName = "pooled",
     ) -> None:
         """Build the network.
 
@@ -71,6 +72,7 @@ class FoulNetwork(nn.Module):
             clip: Frames, size and normalisation; by default `two-second` with the backbone's mean and std.
             weights: Of the backbone: `kinetics400`, `none` or a file.
             dropout: Before the last layer of each head.
+            features: What the backbone gives for each view.
 
         Raises:
             ConfigError, CheckpointError: See `build_backbone`.
@@ -80,14 +82,20 @@ class FoulNetwork(nn.Module):
         self.backbone_name: BackboneName = backbone
         self.aggregation_name: AggregationName = aggregation
         self.normalise = Normalise(self.clip)
-        self.backbone = build_backbone(backbone, clip=self.clip, weights=weights)
-        dim = BACKBONES[backbone].feature_dim
+        self.feature_name: FeatureName = features
+        self.backbone = build_backbone(backbone, clip=self.clip, weights=weights, features=features)
+        dim = feature_dim(backbone, features)
         self.feature_dim = dim
         self.aggregation = build_aggregation(aggregation, feature_dim=dim)
         # Two linear layers without an activation between them, as in VARS; export folds them into one.
         self.neck = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.Linear(dim, dim))
         self.action_head = _head(dim, len(ACTION_CLASSES), dropout)
         self.offence_severity_head = _head(dim, len(OFFENCE_SEVERITIES), dropout)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What else than backbone, aggregation and clip it takes to build this network again: plain types."""
+        return {"features": self.feature_name}
 
     def encode(self, views: Tensor) -> Tensor:
         """Map the views of any actions, uint8 `[N, 3, T, H, W]`, to features float32 `[N, D]`."""
