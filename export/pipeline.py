@@ -17,25 +17,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from export.batches import ViewBatch, generated_batches, golden_views, held_out_batches
 from export.config import ExportConfig, Precision
-from export.difference import Difference
-from export.parity import Check, ParityReport, check_parity
+from export.golden import write_golden
+from export.parity import ParityReport, check_parity
 from export.report import Progress, size_of
-from export.runners import OnnxRunner, Runner, TorchRunner, graph_specs
+from export.runners import OnnxRunner, TorchRunner, graph_specs
 from export.to_onnx import export_encoder, export_head
 from mvfoul.artifact import (
     ENCODER,
-    FEATURES,
     GOLDEN,
-    GOLDEN_TENSORS,
     GOLDEN_TOLERANCE,
     HEAD,
     MANIFEST,
-    VIEWS,
     Artifact,
     Manifest,
     Origin,
@@ -81,12 +75,12 @@ def export_checkpoint(config: ExportConfig, progress: Progress | None = None) ->
     """
     progress = progress or Progress()
     target = config.target
-    _check_target(target)
+    check_target(target)
     with progress.step("checkpoint") as facts:
         source = load_source(config.ckpt)
         facts.append(_described(source.checkpoint))
     batches = _clips(config, source.network.clip, progress)
-    with _work_folder(target) as work:
+    with work_folder(target) as work:
         _write_graphs(config, source, work, progress)
         report = _verify(config, source, batches, work, progress)
         write_json(work / "parity.json", report.to_json())
@@ -179,26 +173,7 @@ def _verify(
     return replace(report, checks=(*report.checks, check))
 
 
-def write_golden(path: Path, reference: Runner, candidate: Runner, views: NDArray[np.uint8], *, limit: float) -> Check:
-    """Write the reference's answers for one action; return whether the candidate gives them, as serving will ask."""
-    features = reference.encode(views)
-    golden: dict[str, Any] = {VIEWS: views, **features, **reference.classify(features[FEATURES])}
-    np.savez_compressed(path, **{name: golden[name] for name in GOLDEN_TENSORS})
-    difference = Difference()
-    for name, answer in candidate.classify(candidate.encode(views)[FEATURES]).items():
-        difference.add(answer, golden[name], name)
-    passed = difference.compared and difference.max_abs <= limit
-    return Check(
-        GOLDEN,
-        passed,
-        f"{difference.max_abs:.1e} absolute",
-        f"{limit:.3g}",
-        where=difference.worst,
-        failures=() if passed else (*difference.problems, f"max_abs is {difference.max_abs:.3g}"),
-    )
-
-
-def _check_target(target: Path) -> None:
+def check_target(target: Path) -> None:
     """Refuse to replace what is not an artifact: publishing renames it, and the next time deletes it."""
     for path in (target, target.parent / f"{target.name}.previous"):
         if path.exists() and not (path / MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
@@ -209,7 +184,7 @@ def _check_target(target: Path) -> None:
 
 
 @contextmanager
-def _work_folder(target: Path) -> Iterator[Path]:
+def work_folder(target: Path) -> Iterator[Path]:
     """Make a folder beside the target, on the same disk, so that publishing is one rename; remove it on an error."""
     work: Path | None = None
     try:

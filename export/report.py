@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Final
 
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 
 from export.parity import Check, ParityReport
 
 _WIDTH: Final = 120
 _SHOWN_FAILURES: Final = 5
+_DETAIL_EVERY_S: Final = 30.0
 
 
 class Progress:
@@ -25,15 +27,25 @@ class Progress:
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or plain_console()
         self._start = time.monotonic()
+        self._status: Status | None = None
+        self._detailed = self._start
 
     @contextmanager
     def step(self, name: str) -> Iterator[list[str]]:
         """Time a step; what the caller appends to the list is printed behind the seconds."""
         start = time.monotonic()
         facts: list[str] = []
-        with self._console.status(f"{name} ..."):
+        with self._console.status(f"{name} ...") as self._status:
             yield facts
         self.say(f"  {name:<30} {time.monotonic() - start:7.1f} s   {', '.join(facts)}".rstrip())
+
+    def detail(self, line: str) -> None:
+        """Show how far the current step is: on a terminal at once, in a log as a line every half minute."""
+        if self._console.is_terminal and self._status is not None:
+            self._status.update(line)
+        elif (now := time.monotonic()) - self._detailed >= _DETAIL_EVERY_S:
+            self._detailed = now
+            self.say(f"    {line}")
 
     def say(self, line: str = "") -> None:
         """Print a line as it is."""

@@ -58,7 +58,7 @@ def save_timing_cache(config: Any, path: Path) -> str:
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
             temporary = Path(stream.name)
-            stream.write(memoryview(cache.serialize()))
+            stream.write(cache.serialize())
             os.fchmod(stream.fileno(), 0o644)
         temporary.replace(path)
     except OSError as error:

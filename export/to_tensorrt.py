@@ -89,7 +89,8 @@ def build_plan(
     if serialized is None:
         raise PlanError(_failure(f"TensorRT {trt.__version__} could not build {encoder.name}", log.errors))
     facts.append(save_timing_cache(options, timing_cache))
-    plan.write_bytes(memoryview(serialized))
+    with plan.open("wb") as stream:
+        stream.write(serialized)  # as it is: a memoryview of IHostMemory calls its bytes floats
     return Build(tuple(facts), tuple(log.warnings))
 
 
@@ -97,8 +98,7 @@ def profile_shapes(graph: GraphSpec, config: TensorRTConfig) -> tuple[str, Shape
     """Return the encoder's input and its smallest, tuned and largest shape: views are the only dynamic axis."""
     (views,) = graph.inputs
     view = tuple(int(length) for length in views.shape[1:])
-    shapes = [(count, *view) for count in (MIN_VIEWS, config.opt_views, config.max_views)]
-    return views.name, *shapes
+    return views.name, (MIN_VIEWS, *view), (config.opt_views, *view), (config.max_views, *view)
 
 
 def parser_errors(parser: Any) -> list[str]:
