@@ -7,9 +7,8 @@ import sys
 import tyro
 
 from export.config import ExportConfig
+from export.exit_codes import NO_PLAN, PARITY_FAILED, PUBLISHED
 from mvfoul.command import exit_code_of
-
-EXIT_PARITY_FAILED = 3
 
 
 def main() -> int:
@@ -22,7 +21,10 @@ def _export() -> int:
     # torch takes seconds to import; `--help` and a wrong flag should not.
     from export.pipeline import export_checkpoint
 
-    return 0 if export_checkpoint(config).artifact else EXIT_PARITY_FAILED
+    outcome = export_checkpoint(config)
+    if outcome.artifact is None:
+        return PARITY_FAILED
+    return NO_PLAN if outcome.plan.missing and not config.allow_no_plan else PUBLISHED
 
 
 if __name__ == "__main__":

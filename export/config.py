@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from export.tensorrt_config import TensorRTConfig
 from mvfoul.errors import ConfigError
 
 Precision = Literal["fp32", "fp16"]
@@ -43,9 +44,9 @@ class Tolerance:
     """Where PyTorch's own first and second probability are closer, another order is listed but not counted."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if not 0 < (value := getattr(self, field.name)) <= 1:
-                flag = f"--tolerance.{field.name.replace('_', '-')}"
+        for limit in fields(self):
+            if not 0 < (value := getattr(self, limit.name)) <= 1:
+                flag = f"--tolerance.{limit.name.replace('_', '-')}"
                 raise ConfigError(f"{flag} is {value}; it must be above 0 and at most 1.")
 
 
@@ -67,7 +68,8 @@ class DataConfig:
 class ExportConfig:
     """Turn a checkpoint into an artifact: two ONNX graphs that answer as PyTorch does, and their manifest.
 
-    Nothing is published unless every check against PyTorch passes. Exit codes: 0 published, 2 refused, 3 checks failed.
+    Nothing is published unless every check against PyTorch passes. Exit codes: 0 published, 2 refused, 3 checks failed,
+    4 published without the TensorRT plan that --fp16 is for.
     """
 
     ckpt: Path
@@ -81,13 +83,18 @@ class ExportConfig:
     """ONNX operator set of both graphs."""
     tolerance: Tolerance = Tolerance()
     fp16: bool = False
-    """Write the encoder in float16, for GPUs; the head stays float32. This version builds no TensorRT plan of it."""
+    """Write the encoder in float16, for GPUs, and build a TensorRT plan of it; the head stays float32."""
+    allow_no_plan: bool = False
+    """With --fp16: exit with 0 where no plan can be built. The float16 graph is published either way."""
+    tensorrt: TensorRTConfig = field(default_factory=TensorRTConfig)
 
     def __post_init__(self) -> None:
         if not MIN_OPSET <= self.opset <= MAX_OPSET:
             raise ConfigError(f"--opset is {self.opset}; use {MIN_OPSET} to {MAX_OPSET}.")
         if self.data.root is None and (self.split != DEFAULT_SPLIT or self.data != DataConfig()):
             raise ConfigError("--split and --data.max-actions say which clips to compare on; add --data.root DIR.")
+        if not self.fp16 and (self.allow_no_plan or self.tensorrt != TensorRTConfig()):
+            raise ConfigError("--allow-no-plan and --tensorrt.* are about the plan of a float16 encoder; add --fp16.")
 
     @property
     def precision(self) -> Precision:
@@ -101,7 +108,7 @@ class ExportConfig:
 
     def command(self) -> str:
         """Return the command line that does the same again."""
-        return shlex.join(["python", "-m", "export", *_flags(self, type(self)(ckpt=self.ckpt), prefix="")])
+        return shlex.join(["python", "-m", "export", *flags_of(self, type(self)(ckpt=self.ckpt))])
 
     def to_json(self) -> dict[str, Any]:
         """Return the flags for config.json; of paths only the last part: an artifact tells nothing of its machine."""
@@ -113,13 +120,14 @@ def _name(path: Path) -> str:
     return path.resolve().name
 
 
-def _flags(config: Any, default: Any, *, prefix: str) -> list[str]:
+def flags_of(config: Any, default: Any, *, prefix: str = "") -> list[str]:
+    """Return the command line that turns `default` into `config`; what the command acts on is always named."""
     flags = []
-    for field in fields(config):
-        value, usual = getattr(config, field.name), getattr(default, field.name)
-        name = prefix + field.name.replace("_", "-")
+    for item in fields(config):
+        value, usual = getattr(config, item.name), getattr(default, item.name)
+        name = prefix + item.name.replace("_", "-")
         if is_dataclass(value):
-            flags += _flags(value, usual, prefix=f"{name}.")
-        elif value != usual or name == "ckpt":
+            flags += flags_of(value, usual, prefix=f"{name}.")
+        elif value != usual or name in ("ckpt", "artifact"):
             flags += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     return flags

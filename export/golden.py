@@ -23,6 +23,12 @@ def write_golden(path: Path, reference: Runner, candidate: Runner, views: NDArra
     return check_golden(candidate, golden, limit=limit)
 
 
+def read_golden(path: Path) -> dict[str, NDArray[Any]]:
+    """Read what `write_golden` has just written; an artifact's own is read by `Artifact.golden`."""
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in GOLDEN_TENSORS}
+
+
 def check_golden(candidate: Runner, golden: Mapping[str, NDArray[Any]], *, limit: float) -> Check:
     """Return whether an engine gives the answers of golden.npz, the features aside.
 

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,10 +19,12 @@ from typing import Any
 
 from export.batches import ViewBatch, generated_batches, golden_views, held_out_batches
 from export.config import ExportConfig, Precision
-from export.golden import write_golden
+from export.golden import read_golden, write_golden
 from export.parity import ParityReport, check_parity
 from export.report import Progress, size_of
 from export.runners import OnnxRunner, TorchRunner, graph_specs
+from export.tensorrt_host import BuildHost, build_elsewhere, find_host
+from export.tensorrt_plan import Judge, PlanOutcome, add_plan
 from export.to_onnx import export_encoder, export_head
 from mvfoul.artifact import (
     ENCODER,
@@ -39,7 +41,7 @@ from mvfoul.artifact import (
     write_manifest,
 )
 from mvfoul.clip import ClipSpec
-from mvfoul.errors import ArtifactError, ConfigError
+from mvfoul.errors import ArtifactError, ConfigError, PlanError
 from training.checkpoint import Checkpoint, load_network
 from training.model.network import FoulNetwork
 
@@ -53,6 +55,7 @@ class Outcome:
     """None where a check failed: nothing was published."""
     directory: Path
     """The artifact, or the work folder with the evidence."""
+    plan: PlanOutcome = field(default_factory=PlanOutcome)
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,15 @@ class Source:
     sha256: str
 
 
-def export_checkpoint(config: ExportConfig, progress: Progress | None = None) -> Outcome:
+def export_checkpoint(
+    config: ExportConfig, progress: Progress | None = None, *, host: BuildHost | None = None
+) -> Outcome:
     """Export, check and publish.
+
+    Args:
+        config: The flags.
+        progress: Told what happens; None prints it.
+        host: Where a plan is built; None looks at this machine.
 
     Raises:
         CheckpointError: The checkpoint cannot be used.
@@ -89,11 +99,15 @@ def export_checkpoint(config: ExportConfig, progress: Progress | None = None) ->
         if not report.passed:
             _explain_failure(config, report, work, progress)
             return Outcome(report, None, work)
+        plan = _plan(config, source, batches, work, host, progress)
+        if plan.report is not None and not plan.passed:
+            _explain_failure(config, plan.report, work, progress)
+            return Outcome(report, None, work, plan)
         with progress.step("manifest and publishing"):
-            checked = write_manifest(work, make_manifest(source, report, config.precision))
-            artifact = replace(checked, directory=publish(work, target))
-    _explain_success(artifact, progress)
-    return Outcome(report, artifact, target)
+            manifest = replace(make_manifest(source, report, config.precision), plan=plan.spec)
+            artifact = replace(write_manifest(work, manifest), directory=publish(work, target))
+    _explain_success(artifact, plan, progress)
+    return Outcome(report, artifact, target, plan)
 
 
 def load_source(path: Path) -> Source:
@@ -173,6 +187,32 @@ def _verify(
     return replace(report, checks=(*report.checks, check))
 
 
+def _plan(
+    config: ExportConfig,
+    source: Source,
+    batches: Sequence[ViewBatch],
+    work: Path,
+    host: BuildHost | None,
+    progress: Progress,
+) -> PlanOutcome:
+    """Build and compare a plan of a float16 encoder, where that can be done."""
+    if not config.fp16:
+        return PlanOutcome()
+    try:
+        host = host or find_host()
+    except PlanError as error:
+        return PlanOutcome(missing=str(error))
+    judge = Judge(
+        TorchRunner(source.network, source.checkpoint.temperatures),
+        OnnxRunner(work),
+        batches,
+        read_golden(work / GOLDEN),
+        config.tolerance,
+        source.network.clip.max_views,
+    )
+    return add_plan(work, judge, host, config.tensorrt, run=config.ckpt.resolve().parent, progress=progress)
+
+
 def check_target(target: Path) -> None:
     """Refuse to replace what is not an artifact: publishing renames it, and the next time deletes it."""
     for path in (target, target.parent / f"{target.name}.previous"):
@@ -231,7 +271,7 @@ def _explain_failure(config: ExportConfig, report: ParityReport, work: Path, pro
     progress.say(f"The same again: {config.command()}")
 
 
-def _explain_success(artifact: Artifact, progress: Progress) -> None:
+def _explain_success(artifact: Artifact, plan: PlanOutcome, progress: Progress) -> None:
     directory = artifact.directory
     files: Mapping[str, str] = artifact.manifest.files
     size = sum((directory / name).stat().st_size for name in files)
@@ -240,10 +280,11 @@ def _explain_success(artifact: Artifact, progress: Progress) -> None:
     previous = directory.parent / f"{directory.name}.previous"
     if previous.exists():
         progress.say(f"The artifact that was there: {previous}")
-    if artifact.manifest.precision == "fp16":
-        progress.say(
-            "No TensorRT plan was built: this version builds none. ONNX Runtime runs the float16 graph as it is."
-        )
+    if plan.missing:
+        progress.say(f"\nNo TensorRT plan was built: {plan.missing}.")
+        for line in build_elsewhere(directory):
+            progress.say(line)
+        progress.say("ONNX Runtime runs the float16 graph as it is.\n")
     progress.say("Next:")
     progress.say(f"  python -m serving --artifact {directory}")
     progress.say("  python -m serving.client clip_0.mp4 clip_1.mp4")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,14 @@ OLDEST: Final = (10, 12)
 
 IMAGE: Final = "vars-export"
 """What the commands of the documentation call the Dockerfile's target `export`."""
+
+
+@dataclass(frozen=True)
+class BuildHost(TensorRTHost):
+    """Where a plan is built, and then run to be compared."""
+
+    device: str = "cuda"
+    """Of the plan's buffers, in PyTorch's words."""
 
 
 def import_tensorrt() -> Any:
@@ -32,7 +41,7 @@ def import_tensorrt() -> Any:
     return tensorrt
 
 
-def find_host() -> TensorRTHost:
+def find_host() -> BuildHost:
     """Return what a plan built here is built for: PyTorch's current GPU and the installed TensorRT.
 
     Raises:
@@ -44,7 +53,7 @@ def find_host() -> TensorRTHost:
     if not torch.cuda.is_available():
         raise PlanError("there is no CUDA GPU that PyTorch can use")
     major, minor = torch.cuda.get_device_capability()
-    return TensorRTHost(torch.cuda.get_device_name(), f"sm_{major}{minor}", str(tensorrt.__version__))
+    return BuildHost(torch.cuda.get_device_name(), f"sm_{major}{minor}", str(tensorrt.__version__))
 
 
 def build_elsewhere(artifact: Path) -> tuple[str, ...]:
