@@ -77,7 +77,9 @@ def test_no_module_has_a_name_that_says_nothing(repo_root: Path, package: str) -
     assert not [path for path in _modules(repo_root, package) if path.name in VAGUE_NAMES]
 
 
-@pytest.mark.parametrize("command", ["training", "training.evaluate", "training.synthetic", "export", "serving"])
+@pytest.mark.parametrize(
+    "command", ["training", "training.evaluate", "training.legacy", "training.synthetic", "export", "serving"]
+)
 def test_help_answers_without_loading_torch_or_kserve(repo_root: Path, command: str) -> None:
     code = (
         "import runpy, sys\n"

@@ -146,7 +146,14 @@ def test_every_setting_is_read_by_the_code_that_trains(repo_root):
     assert not [name for name, attribute in names if not re.search(rf"\.{re.escape(attribute)}\b", code)]
 
 
-@pytest.mark.parametrize(("module", "golden"), [("training", "help.txt"), ("training.evaluate", "evaluate_help.txt")])
+@pytest.mark.parametrize(
+    ("module", "golden"),
+    [
+        ("training", "help.txt"),
+        ("training.evaluate", "evaluate_help.txt"),
+        ("training.legacy", "legacy_help.txt"),
+    ],
+)
 def test_the_help_is_the_golden_one(repo_root, module, golden):
     # After a change on purpose: COLUMNS=110 python -m training --help > tests/training/golden/help.txt
     environment = {**os.environ, "COLUMNS": "110", "PYTHONPATH": str(repo_root), "NO_COLOR": "1"}
