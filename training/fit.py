@@ -185,6 +185,8 @@ class Fit:
         learner.optimizer.load_state_dict(dict(checkpoint.optimizer or {}))
         learner.scaler.load_state_dict(dict(checkpoint.scaler or {}))
         self.parts.schedule.load_state_dict(checkpoint.scheduler or {})
+        # torch warns where a schedule moves before the first step of its optimiser; that was in another process.
+        learner.optimizer._opt_called = True  # type: ignore[attr-defined]
 
     def _kept(self) -> str:
         best = self.progress.best_epoch
