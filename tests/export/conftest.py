@@ -32,14 +32,15 @@ def source(tiny_checkpoint: Path) -> Source:
 def run_export(repo_root: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`run_export("--ckpt", ..., cwd=folder)`: `python -m export` to the end, with a terminal of fixed width."""
 
-    def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "export", *map(str, arguments)]
+    def run(*arguments: str | Path, cwd: Path, module: str = "export") -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", module, *map(str, arguments)]
         environment = {
             **os.environ,
             "PYTHONPATH": str(repo_root),
             "COLUMNS": "100",
             "NO_COLOR": "1",
             "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",  # the same on a machine with a GPU
         }
         return subprocess.run(
             command, capture_output=True, text=True, timeout=240, env=environment, cwd=cwd, check=False
