@@ -28,7 +28,7 @@ class TensorRTConfig:
     optimization_level: int = 3
     """0 builds fastest, 5 searches longest for the fastest plan."""
     timing_cache: Path | None = None
-    """Measured kernel times, which make the next build fast. None: one per GPU and version, beside the run."""
+    """Measured kernel times, for the next build: a file, or a folder with one per GPU and version. None: the run's."""
     version_compatible: bool = False
     """Later TensorRT versions can read the plan too. Can be slower."""
     hardware_compatibility: HardwareCompatibility = "none"
@@ -53,10 +53,4 @@ class TensorRTConfig:
             "--tensorrt.optimization-level",
             self.optimization_level,
             f"Use 0 to {MAX_LEVEL}.",
-        )
-        check_flag(
-            self.timing_cache is None or not self.timing_cache.is_dir(),
-            "--tensorrt.timing-cache",
-            str(self.timing_cache),
-            "It is a folder; name a file.",
         )

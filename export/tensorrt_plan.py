@@ -18,7 +18,7 @@ from export.runners import Runner
 from export.tensorrt_config import MIN_VIEWS, TensorRTConfig
 from export.tensorrt_host import BuildHost
 from export.tensorrt_runner import TensorRTRunner
-from export.tensorrt_timing import default_timing_cache
+from export.tensorrt_timing import timing_cache_file
 from export.to_tensorrt import build_plan
 from mvfoul.artifact import ENCODER, GOLDEN_TOLERANCE, write_json
 from mvfoul.errors import PlanError
@@ -75,8 +75,9 @@ def add_plan(
     Returns:
         The plan and its comparison; or, where TensorRT fails, its reasons. Then nothing is left of the plan.
     """
+    timing_cache = timing_cache_file(config.timing_cache or run, host)
     try:
-        spec = _build(work, judge, host, config, timing_cache=_timing_cache(config, run, host), progress=progress)
+        spec = _build(work, judge, host, config, timing_cache=timing_cache, progress=progress)
         report = _compare(work, judge, host, spec, progress)
     except PlanError as error:
         (work / PLAN).unlink(missing_ok=True)
@@ -84,10 +85,6 @@ def add_plan(
     write_json(work / PARITY_PLAN, report.to_json())
     progress.table(report)
     return PlanOutcome(replace(spec, parity=report.summary()), report)
-
-
-def _timing_cache(config: TensorRTConfig, run: Path, host: BuildHost) -> Path:
-    return config.timing_cache or default_timing_cache(run, host)
 
 
 def _build(

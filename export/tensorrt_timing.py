@@ -18,10 +18,12 @@ from mvfoul.errors import PlanError
 from mvfoul.plan import TensorRTHost
 
 
-def default_timing_cache(folder: Path, host: TensorRTHost) -> Path:
-    """Return the cache's file for this GPU and version, in `folder`."""
+def timing_cache_file(place: Path, host: TensorRTHost) -> Path:
+    """Return `place` itself, or where it is a folder, the file in it for this GPU and version."""
+    if not place.is_dir():
+        return place
     gpu = re.sub(r"[^a-z0-9]+", "-", host.gpu.lower()).strip("-")
-    return folder / f"tensorrt-{host.tensorrt_version}-{host.gpu_architecture}-{gpu}.timing"
+    return place / f"tensorrt-{host.tensorrt_version}-{host.gpu_architecture}-{gpu}.timing"
 
 
 def attach_timing_cache(config: Any, path: Path, log: BuildLog) -> str:
