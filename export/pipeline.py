@@ -22,10 +22,11 @@ from export.config import ExportConfig, Precision
 from export.golden import read_golden, write_golden
 from export.parity import ParityReport, check_parity
 from export.report import Progress, size_of
-from export.runners import OnnxRunner, TorchRunner, graph_specs
+from export.runners import OnnxRunner, graph_specs
 from export.tensorrt_host import BuildHost, build_elsewhere, find_host
 from export.tensorrt_plan import Judge, PlanOutcome, add_plan
 from export.to_onnx import export_encoder, export_head
+from export.torch_runner import TorchRunner
 from mvfoul.artifact import (
     ENCODER,
     GOLDEN,

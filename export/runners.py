@@ -1,6 +1,6 @@
-"""The engines that parity compares: PyTorch, the reference, and ONNX Runtime, the candidate.
+"""What an engine answers, and ONNX Runtime as one: the candidate that parity compares with PyTorch.
 
-Both answer by tensor name:
+All answer by tensor name:
 
     encode     views uint8 [N,3,T,H,W] -> {FEATURES: f32 [N,D]}
     classify   features f32 [V,D]      -> {ACTION_LOGITS: f32 [8], OFFENCE_SEVERITY_LOGITS: f32 [4],
@@ -15,9 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mvfoul.artifact import (
     ACTION_LOGITS,
@@ -36,8 +34,6 @@ from mvfoul.clip import ClipSpec
 from mvfoul.engines import ONNXRUNTIME_PROVIDERS, configure_onnxruntime
 from mvfoul.errors import ArtifactError
 from mvfoul.labels import ACTION_CLASSES, OFFENCE_SEVERITIES
-from mvfoul.prediction import softmax
-from training.model.network import FoulNetwork
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -62,62 +58,27 @@ class Runner(Protocol):
         """See the top of the file."""
 
 
-class TorchRunner:
-    """The checkpoint's network in PyTorch, float32. Probabilities are computed by `mvfoul.prediction`, not by torch."""
-
-    def __init__(self, network: FoulNetwork, temperatures: Mapping[str, float]) -> None:
-        self._network = network.eval()
-        self._temperatures = temperatures
-
-    @property
-    def name(self) -> str:
-        """See `Runner`."""
-        return f"PyTorch {torch.__version__}"
-
-    @property
-    def graphs(self) -> tuple[GraphSpec, GraphSpec]:
-        """What the artifact has to promise for this network."""
-        return graph_specs(self._network.clip, self._network.feature_dim)
-
-    def encode(self, views: NDArray[np.uint8]) -> Tensors:
-        """See `Runner`."""
-        with torch.inference_mode():
-            return {FEATURES: self._network.encode(_aligned(views)).numpy()}
-
-    def classify(self, features: NDArray[np.float32]) -> Tensors:
-        """See `Runner`."""
-        view_mask = torch.ones(1, len(features), dtype=torch.bool)
-        with torch.inference_mode():
-            logits = self._network.classify(_aligned(features).unsqueeze(0), view_mask)
-        action, severity, weights = (tensor.squeeze(0).numpy() for tensor in logits)
-        return {
-            ACTION_LOGITS: action,
-            OFFENCE_SEVERITY_LOGITS: severity,
-            ACTION_PROBABILITIES: softmax(action, temperature=self._temperatures["action"]),
-            OFFENCE_SEVERITY_PROBABILITIES: softmax(severity, temperature=self._temperatures["offence_severity"]),
-            VIEW_WEIGHTS: weights,
-        }
-
-
 class OnnxRunner:
-    """The two graphs of an artifact (or of a work folder) in ONNX Runtime on the CPU."""
+    """The two graphs of an artifact (or of a work folder) in ONNX Runtime, on the CPU unless told otherwise."""
 
-    def __init__(self, directory: Path, *, threads: int = 0) -> None:
+    def __init__(self, directory: Path, *, threads: int = 0, provider: str = ONNXRUNTIME_PROVIDERS[0]) -> None:
         """Load both graphs.
 
         Args:
             directory: Holds encoder.onnx and head.onnx.
             threads: Per operator; 0 for one per core.
+            provider: ONNX Runtime's name of what computes.
 
         Raises:
-            ArtifactError: ONNX Runtime refuses a graph.
+            ArtifactError: ONNX Runtime refuses a graph, or does not have the provider.
         """
-        self._sessions = tuple(_session(directory / file, threads) for file in (ENCODER, HEAD))
+        self._provider = provider
+        self._sessions = tuple(_session(directory / file, threads, provider) for file in (ENCODER, HEAD))
 
     @property
     def name(self) -> str:
         """See `Runner`."""
-        return f"ONNX Runtime {onnxruntime.__version__} (CPU)"
+        return f"ONNX Runtime {onnxruntime.__version__} ({self._provider.removesuffix('ExecutionProvider')})"
 
     @property
     def graphs(self) -> tuple[GraphSpec, GraphSpec]:
@@ -155,18 +116,17 @@ def graph_specs(clip: ClipSpec, feature_dim: int) -> tuple[GraphSpec, GraphSpec]
     return encoder, head
 
 
-def _aligned(array: NDArray[Any]) -> Tensor:
-    """Copy to memory of torch's own: MKL sums in an order that depends on the address, and numpy's are arbitrary."""
-    return torch.from_numpy(array).clone()
-
-
-def _session(path: Path, threads: int) -> Any:
+def _session(path: Path, threads: int, provider: str) -> Any:
     options = configure_onnxruntime(onnxruntime.SessionOptions(), threads=threads)
     try:
-        return onnxruntime.InferenceSession(path, options, providers=list(ONNXRUNTIME_PROVIDERS))
+        session = onnxruntime.InferenceSession(path, options, providers=[provider])
     except Exception as error:
         # ONNX Runtime's exceptions have no base of their own.
         raise ArtifactError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error}") from error
+    # Where a provider fails to load, ONNX Runtime goes on with the CPU and a line in its log.
+    if provider not in session.get_providers():
+        raise ArtifactError(f"ONNX Runtime {onnxruntime.__version__} has no {provider} here, for {path}.")
+    return session
 
 
 def _tensors(arguments: list[Any]) -> tuple[TensorSpec, ...]:

@@ -79,7 +79,16 @@ def test_no_module_has_a_name_that_says_nothing(repo_root: Path, package: str) -
 
 @pytest.mark.parametrize(
     "command",
-    ["training", "training.evaluate", "training.legacy", "training.synthetic", "export", "export.plan", "serving"],
+    [
+        "training",
+        "training.evaluate",
+        "training.legacy",
+        "training.synthetic",
+        "export",
+        "export.plan",
+        "export.benchmark",
+        "serving",
+    ],
 )
 def test_help_answers_without_loading_torch_or_kserve(repo_root: Path, command: str) -> None:
     code = (

@@ -12,7 +12,8 @@ from export.batches import generated_batches
 from export.config import Tolerance
 from export.parity import HEAD_ALONE, Agreement, check_parity
 from export.report import parity_table
-from export.runners import OnnxRunner, TorchRunner
+from export.runners import OnnxRunner
+from export.torch_runner import TorchRunner
 from mvfoul.artifact import (
     ACTION_LOGITS,
     ACTION_PROBABILITIES,

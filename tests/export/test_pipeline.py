@@ -17,7 +17,8 @@ from export.batches import generated_batches, golden_views
 from export.config import ExportConfig, Tolerance
 from export.parity import check_parity
 from export.pipeline import export_checkpoint, make_manifest
-from export.runners import OnnxRunner, TorchRunner
+from export.runners import OnnxRunner
+from export.torch_runner import TorchRunner
 from mvfoul.artifact import ENCODER, FEATURES, GOLDEN, HEAD, MANIFEST, VIEWS, load_artifact, sha256_of
 from mvfoul.errors import ArtifactError
 from mvfoul.labels import VOCABULARIES

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from export.batches import golden_views
-from export.runners import OnnxRunner, TorchRunner
+from export.runners import OnnxRunner
+from export.torch_runner import TorchRunner
 from mvfoul.artifact import (
     ACTION_LOGITS,
     ACTION_PROBABILITIES,

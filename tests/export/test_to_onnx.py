@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from export.config import MAX_OPSET
-from export.runners import TorchRunner, graph_specs
+from export.runners import graph_specs
 from export.to_onnx import HEAD_OUTPUTS, export_encoder, export_head
+from export.torch_runner import TorchRunner
 from mvfoul.artifact import FEATURES, VIEW_WEIGHTS, VIEWS
 from mvfoul.clip import preset
 from training.model.network import FoulNetwork

@@ -1,0 +1,1 @@
+"""`python -m export.benchmark`: how fast each engine runs an artifact, in paired runs."""
