@@ -43,6 +43,11 @@ class Fit:
     """Called on rank 0 with the figures of each finished epoch, and its number from 1, after it was saved."""
     _saved_at: float = field(default_factory=time.monotonic)
     _epoch_started: float = 0.0
+    _origin: dict[str, Any] = field(init=False)
+    """What made the run; the same in all its checkpoints."""
+
+    def __post_init__(self) -> None:
+        self._origin = origin(self.config, self.world, self.parts)
 
     def run(self) -> None:
         """Go through the epochs that are left.
@@ -171,11 +176,8 @@ class Fit:
             histories={name: list(values) for name, values in self.progress.histories.items()},
             config=config.to_json(),
             evaluation=evaluation,
-            versions=versions(),
             progress=self.progress.to_json(),
-            world=world_facts(config, self.world),
-            data=data_facts(parts),
-            code=git_revision(),
+            **self._origin,
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -200,11 +202,18 @@ def world_facts(config: TrainConfig, world: World) -> dict[str, int]:
 
 def data_facts(parts: Parts) -> dict[str, Any]:
     """Return what tells the run's data from other data."""
-    return {name: data_identity(split.dataset.annotations) for name, split in _splits(parts)}
+    splits = {"train": parts.train, "valid": parts.valid}
+    return {name: data_identity(split.dataset.annotations) for name, split in splits.items()}
 
 
-def _splits(parts: Parts) -> tuple[tuple[str, Any], ...]:
-    return ("train", parts.train), ("valid", parts.valid)
+def origin(config: TrainConfig, world: World, parts: Parts) -> dict[str, Any]:
+    """Return what made the run, besides its settings: fields of `Checkpoint`."""
+    return {
+        "versions": versions(),
+        "world": world_facts(config, world),
+        "data": data_facts(parts),
+        "code": git_revision(),
+    }
 
 
 def _curves(split: str, result: PassResult) -> dict[str, float]:
