@@ -98,6 +98,7 @@ def _export(
         raise ConfigError(
             f"--opset {opset}: this network can only be written in opset {written}. Use --opset {written}."
         )
+    _cast_pixels_first(model.graph)
     _make_reproducible(model)
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -118,6 +119,22 @@ def _quiet_exporter() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _cast_pixels_first(graph: onnx.GraphProto) -> None:
+    """Take the shape of the cast pixels where the exporter takes that of the pixels, which is the same.
+
+    TensorRT's Shape knows no uint8; in MViT the exporter asks the input itself for N.
+    https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/operators/Shape.html
+    """
+    pixels = {port.name for port in graph.input if port.type.tensor_type.elem_type == onnx.TensorProto.UINT8}
+    casts = {node.input[0]: node.output[0] for node in graph.node if node.op_type == "Cast" and node.input[0] in pixels}
+    for node in graph.node:
+        if node.op_type == "Shape" and node.input[0] in casts:
+            node.input[0] = casts[node.input[0]]
+    graph.node.sort(
+        key=lambda node: node.op_type != "Cast" or node.input[0] not in casts
+    )  # stable: the casts come first
 
 
 def _make_reproducible(model: onnx.ModelProto) -> None:
