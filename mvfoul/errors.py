@@ -6,6 +6,7 @@
     ├── InvalidClipError    bytes or a file that cannot become the frames of a clip specification
     ├── AnnotationError     annotations.json, or the data set's layout, is not the official one
     ├── ConfigError         a flag or a combination of flags is refused
+    ├── DownloadError       a file of the data set cannot be fetched, or is not what its publisher says
     ├── CheckpointError     a .pth.tar is damaged, foreign, or of another architecture
     ├── DivergedError       the loss of a training run is no longer a number
     ├── LostRankError       another process of a training run ended without a word
@@ -65,6 +66,10 @@ class LostRankError(MVFoulError):
     """Another process of the same run is gone; starting all of them again with --resume helps."""
 
     exit_code = 1
+
+
+class DownloadError(MVFoulError):
+    """A file of the data set cannot be fetched, or is not what its publisher says."""
 
 
 class ArtifactError(MVFoulError, ValueError):

@@ -151,6 +151,7 @@ def test_every_setting_is_read_by_the_code_that_trains(repo_root):
     [
         ("training", "help.txt"),
         ("training.evaluate", "evaluate_help.txt"),
+        ("training.download", "download_help.txt"),
         ("training.legacy", "legacy_help.txt"),
     ],
 )

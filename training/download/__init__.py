@@ -1,0 +1,1 @@
+"""SoccerNet-MVFoul from the Hugging Face hub to the layout that training reads."""
