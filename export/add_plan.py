@@ -17,7 +17,7 @@ from export.pipeline import check_target, work_folder
 from export.plan import AddPlanConfig
 from export.report import Progress
 from export.runners import OnnxRunner
-from export.tensorrt_host import BuildHost, find_host
+from export.tensorrt_host import BuildHost, build_elsewhere, find_host
 from export.tensorrt_plan import PARITY_PLAN, Judge, PlanOutcome, add_plan
 from mvfoul.artifact import Artifact, load_artifact, publish, write_manifest
 from mvfoul.errors import ConfigError, PlanError
@@ -48,7 +48,7 @@ def add_plan_to_artifact(
         facts.append(f"version {artifact.version}, {artifact.manifest.precision}")
     _check_precision(artifact)
     check_target(target)
-    host = host or find_host()
+    host = host or _this_machine(target)
     with work_folder(target) as work:
         _copy(artifact, work)
         outcome = add_plan(work, _judge(artifact, work), host, config.tensorrt, run=target.parent, progress=progress)
@@ -61,6 +61,13 @@ def add_plan_to_artifact(
         published = _publish(artifact, outcome, host, work, target)
     _explain(published, progress)
     return published
+
+
+def _this_machine(target: Path) -> BuildHost:
+    try:
+        return find_host()
+    except PlanError as error:
+        raise PlanError("\n".join([f"no plan can be built here: {error}.", *build_elsewhere(target)])) from error
 
 
 def _check_precision(artifact: Artifact) -> None:

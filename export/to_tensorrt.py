@@ -148,4 +148,4 @@ def _create(make: Callable[[], Any], what: str, log: BuildLog) -> Any:
 
 def _failure(what: str, reasons: list[str]) -> str:
     shown = reasons[:_SHOWN] + ([f"and {len(reasons) - _SHOWN} more"] if len(reasons) > _SHOWN else [])
-    return f"{what}: " + ("\n  ".join(["", *shown]) if shown else "it gives no reason")
+    return f"{what}:" + ("\n  ".join(["", *shown]) if shown else " it gives no reason")

@@ -14,6 +14,7 @@ import enum
 import json
 import threading
 from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 from typing import Any
 
@@ -392,6 +393,7 @@ def make_tensorrt(version: str, behaviour: Behaviour | None = None) -> SimpleNam
     """Return a module of this version. Classes that know their module are subclassed: two modules can be alive."""
     module = SimpleNamespace(
         __name__="tensorrt",
+        __spec__=ModuleSpec("tensorrt", None),  # torch looks at it while it is imported
         __version__=version,
         behaviour=behaviour or Behaviour(),
         NetworkDefinitionCreationFlag=enum.IntEnum(

@@ -224,11 +224,13 @@ def test_a_damaged_artifact_gets_no_plan(artifact):
         add_plan_to_artifact(AddPlanConfig(artifact=artifact), host=HOST)
 
 
-def test_the_command_without_a_gpu_refuses_in_one_sentence(artifact, monkeypatch, capsys):
+def test_the_command_without_a_gpu_says_why_and_where_to_build_instead(artifact, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setattr("sys.argv", ["export.plan", "--artifact", str(artifact)])
     assert plan_main() == exit_codes.NO_PLAN
-    assert capsys.readouterr().err.startswith("error: TensorRT cannot be imported")
+    said = capsys.readouterr().err
+    assert said.startswith("error: no plan can be built here: TensorRT cannot be imported")
+    assert "docker build --target export" in said
 
 
 def test_help_is_the_golden_text(run_export, tmp_path, repo_root):

@@ -153,7 +153,7 @@ def test_all_parser_errors_are_reported_with_their_nodes(trt, encoder):
     with pytest.raises(PlanError) as caught:
         _build(encoder)
     assert str(caught.value).splitlines() == [
-        f"TensorRT {trt.__version__} cannot parse encoder.onnx: ",
+        f"TensorRT {trt.__version__} cannot parse encoder.onnx:",
         "  ReduceMean pool/ReduceMean_1: operator is not supported",
         "  Identity Identity_2: operator is not supported",
     ]
@@ -163,7 +163,7 @@ def test_all_parser_errors_are_reported_with_their_nodes(trt, encoder):
 @pytest.mark.usefixtures("trt")
 def test_a_file_that_is_no_graph_is_refused(encoder):
     encoder.write_bytes(b"\xff" * 100)
-    with pytest.raises(PlanError, match=r"cannot parse encoder\.onnx: \n  Failed to parse ONNX model"):
+    with pytest.raises(PlanError, match=r"cannot parse encoder\.onnx:\n  Failed to parse ONNX model"):
         _build(encoder)
 
 
