@@ -17,7 +17,6 @@ from mvfoul.clip import ClipSpec
 from mvfoul.command import available_cpus
 from mvfoul.errors import ConfigError
 from mvfoul.labels import VOCABULARIES
-from training.augment import HorizontalFlip
 from training.config import Device, TrainConfig
 from training.dataset import ActionSample, MultiViewDataset, collate_actions
 from training.distributed import World
@@ -109,15 +108,18 @@ def assemble(config: TrainConfig, progress: Progress | None = None, *, world: Wo
 def load_split(
     config: TrainConfig, name: str, clip: ClipSpec, device: torch.device, world: World | None = None
 ) -> Split:
-    """Build the data set and this rank's loader of a split; `train` is shuffled and flipped.
+    """Build the data set and this rank's loader of a split; `train` is shuffled and changed at random.
 
     Raises:
         ConfigError, AnnotationError: See `MultiViewDataset`.
     """
     training = name == "train"
-    flip = HorizontalFlip() if training and config.data.flip else None
-    dataset = MultiViewDataset(config.data.root, name, flip, config.data.num_views, clip=clip)
+    dataset = MultiViewDataset(
+        config.data.root, name, num_views=config.data.num_views if training else clip.max_views, clip=clip
+    )
     dataset.seed = config.seed
+    if training and (ranges := config.augment.resolved()).change_pixels:
+        dataset.augmentation = ranges
     weights = sampling_weights(config.loss, dataset.records) if training else None
     order = Order(length=len(dataset), seed=config.seed, shuffle=training, weights=weights)
     sampler = StepSampler(order, batch_size=config.loop.batch_size, world=world)

@@ -31,6 +31,8 @@ from mvfoul.clip import TIMELINE_FPS, ClipSpec, preset, sample_window
 from mvfoul.errors import ConfigError, InvalidClipError
 from mvfoul.video import decode_clip
 from training.annotations import ActionRecord, ClipRecord, load_annotations
+from training.augment.parameters import DRAWS, ROW, draw
+from training.config.augment import Ranges
 
 UNLABELLED: Final = -1
 LIVE: Final = 0
@@ -54,6 +56,8 @@ class ActionSample(NamedTuple):
     action_id: str
     skipped: tuple[str, ...]
     """One sentence per clip that could not be decoded."""
+    changes: Tensor | None = None
+    """float32 `[V, ROW]`: random changes still to be made by `training.augment.pixels.augment`; None: none."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +80,15 @@ class ActionBatch:
     """Ids of the actions without any view: they are not in the batch."""
     skipped: tuple[str, ...] = ()
     """One sentence per clip that could not be decoded, of the actions left out too."""
+    changes: Tensor | None = None
+    """float32 `[N, ROW]`, always on the CPU: the random changes still to be made; None: there are none."""
 
     def __len__(self) -> int:
         """B, the number of actions."""
         return len(self.action_ids)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> ActionBatch:
-        """Return the batch with its tensors on `device`."""
+        """Return the batch with its tensors on `device`, but for `changes`."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> ActionBatch:
@@ -147,6 +153,8 @@ class MultiViewDataset(Dataset[ActionSample]):
         self.num_views = num_views
         self.random_views = self.split == "train"
         """Whether views are drawn where there are more than `num_views`. Change it before a DataLoader starts."""
+        self.augmentation: Ranges | None = None
+        """What random changes of the pixels are drawn from, for each view anew; they are made later, on the device."""
         self.seed = 0
         """Change it before a DataLoader starts."""
         # Shared memory: workers that persist over epochs see the change.
@@ -171,12 +179,16 @@ class MultiViewDataset(Dataset[ActionSample]):
         index, *repetition = index if isinstance(index, tuple) else (index,)
         record = self.records[index]
         generator = self._generator(index % len(self), *repetition)
-        views, kinds, skipped = self._views(record, generator)
+        # One row for each clip, read or not: whether another clip can be read makes no difference.
+        uniforms = torch.rand(len(record.clips), DRAWS + 1, generator=generator, dtype=torch.float64)
+        views, chosen, skipped = self._views(record, generator)
         if self.transform is not None and len(views):
             views = _transformed(views, self.transform, seed=int(torch.randint(2**62, (), generator=generator)))
         labels = record.labels
         action, severity = (labels.action, labels.offence_severity) if labels else (UNLABELLED, UNLABELLED)
-        return ActionSample(views, kinds, action, severity, record.action_id, skipped)
+        kinds = torch.tensor([REPLAY if record.clips[k].is_replay else LIVE for k in chosen], dtype=torch.int64)
+        changes = self._changes(uniforms[chosen, :DRAWS])
+        return ActionSample(views, kinds, action, severity, record.action_id, skipped, changes)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch's views and random transforms; workers that already run obey from their next action on."""
@@ -231,12 +243,19 @@ class MultiViewDataset(Dataset[ActionSample]):
         self._preloaded = loaded
         return tuple(view for view in loaded.values() if isinstance(view, str))
 
-    def _generator(self, *draw: int) -> torch.Generator:
+    def _generator(self, *numbers: int) -> torch.Generator:
         # numpy's SeedSequence mixes the numbers: neighbouring epochs and indices are unrelated.
-        state = np.random.SeedSequence((self.seed, int(self._epoch), *draw)).generate_state(1, np.uint64)
+        state = np.random.SeedSequence((self.seed, int(self._epoch), *numbers)).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
-    def _views(self, record: ActionRecord, generator: torch.Generator) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    def _changes(self, uniforms: Tensor) -> Tensor | None:
+        if self.augmentation is None:
+            return None
+        rows = [draw(self.augmentation, numbers).row() for numbers in uniforms.tolist()]
+        return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, ROW)
+
+    def _views(self, record: ActionRecord, generator: torch.Generator) -> tuple[Tensor, list[int], tuple[str, ...]]:
+        """Return the views, their clips' positions in the record, and what could not be decoded."""
         order: Sequence[int] = range(len(record.clips))
         if self.random_views and len(record.clips) > self.num_views:
             order = torch.randperm(len(record.clips), generator=generator).tolist()
@@ -251,10 +270,9 @@ class MultiViewDataset(Dataset[ActionSample]):
             else:
                 views[position] = view
         chosen = sorted(views)
-        kinds = torch.tensor([REPLAY if record.clips[k].is_replay else LIVE for k in chosen], dtype=torch.int64)
         if not views:
-            return torch.empty((0, *self.clip.view_shape), dtype=torch.uint8), kinds, tuple(skipped)
-        return torch.stack([views[position] for position in chosen]), kinds, tuple(skipped)
+            return torch.empty((0, *self.clip.view_shape), dtype=torch.uint8), chosen, tuple(skipped)
+        return torch.stack([views[position] for position in chosen]), chosen, tuple(skipped)
 
     def _load(self, clip: ClipRecord) -> Tensor | str:
         return self._preloaded[clip.path] if clip.path in self._preloaded else self._decode(clip)
@@ -283,6 +301,7 @@ def collate_actions(samples: Iterable[ActionSample], *, clip: ClipSpec | None = 
         views = torch.empty((0, *clip.view_shape), dtype=torch.uint8)
     else:
         raise ValueError("no samples to collate, and no clip spec to tell the shape of an empty batch.")
+    changes = [sample.changes for sample in seen if sample.changes is not None]
     return ActionBatch(
         views=views,
         view_kinds=torch.cat([torch.empty(0, dtype=torch.int64), *(sample.view_kinds for sample in seen)]),
@@ -292,6 +311,7 @@ def collate_actions(samples: Iterable[ActionSample], *, clip: ClipSpec | None = 
         action_ids=tuple(sample.action_id for sample in seen),
         left_out=tuple(sample.action_id for sample in everything if not len(sample.views)),
         skipped=tuple(reason for sample in everything for reason in sample.skipped),
+        changes=torch.cat(changes) if changes else None,
     )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mvfoul.errors import DivergedError
 from mvfoul.labels import VOCABULARIES, Head
+from training.augment.pixels import augment
 from training.dataset import ActionBatch
 from training.distributed import World
 from training.learner import Learner
@@ -137,7 +138,7 @@ def train_one_epoch(
         result.note_skipped(batch)
         torch.manual_seed(_step_seed(epoch, step))
         if len(batch):
-            _step(learner, batch.to(learner.device, non_blocking=True), result)
+            _step(learner, augment(batch.to(learner.device, non_blocking=True)), result)
         if on_batch is not None:
             on_batch(batch, result)
         if on_step is not None and on_step(step + 1, result):

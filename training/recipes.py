@@ -16,6 +16,7 @@ import tyro
 
 from mvfoul.command import requested_recipe
 from training.config import (
+    AugmentConfig,
     ClipConfig,
     DataConfig,
     LoopConfig,
@@ -41,7 +42,8 @@ def two_second(root: Path) -> TrainConfig:
     """
     return TrainConfig(
         recipe="two-second",
-        data=DataConfig(root=root, flip=True),
+        data=DataConfig(root=root),
+        augment=AugmentConfig(preset="guide"),
         optim=OptimConfig(name="adamw", lr=1e-4),
         schedule=ScheduleConfig(name="step", step_size=10, gamma=0.5),
         loop=LoopConfig(epochs=50, batch_size=8, patience=10, amp="bf16"),
@@ -51,16 +53,17 @@ def two_second(root: Path) -> TrainConfig:
 def vars_2023(root: Path) -> TrainConfig:
     """What VARS was trained with (Held et al., CVPRW 2023), as far as this version goes.
 
-    Differs from the original: its affine, perspective, rotation and colour augmentation is not here yet, only the
-    flip; AdamW's eps is torch's.
+    Differs from the original: the amounts of its affine, perspective, rotation and colour changes are chosen here;
+    AdamW's eps is torch's.
 
     Result: the original reports a score of about 37 on the challenge split for its baseline; not measured here.
     Time: not measured. Hardware: one GPU.
     """
     return TrainConfig(
         recipe="vars-2023",
-        data=DataConfig(root=root, flip=True),
+        data=DataConfig(root=root),
         clip=ClipConfig(preset="vars-2023"),
+        augment=AugmentConfig(preset="original"),
         optim=OptimConfig(name="adamw", lr=1e-4, weight_decay=1e-3),
         schedule=ScheduleConfig(name="step", step_size=3, gamma=0.1),
         loop=LoopConfig(epochs=60, batch_size=2, patience=0),
@@ -75,7 +78,8 @@ def mvit_2024(root: Path) -> TrainConfig:
     """
     return TrainConfig(
         recipe="mvit-2024",
-        data=DataConfig(root=root, num_views=5, flip=True),
+        data=DataConfig(root=root, num_views=5),
+        augment=AugmentConfig(preset="original"),
         clip=ClipConfig(preset="custom", frames=_MVIT_2024_FRAMES, resize="center_crop"),
         model=ModelConfig(backbone="mvit_v2_s", aggregation="attention"),
         loss=LossConfig(action_weights="inverse", offence_severity_weights="inverse"),

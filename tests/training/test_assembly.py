@@ -56,19 +56,37 @@ def test_the_order_depends_on_the_seed_and_the_epoch_only(tiny_config):
 
 def test_workers_give_the_same_batches_as_the_training_process(tiny_config):
     def batches(workers):
-        config = tiny_config(data={"workers": workers, "preload_gib": 0.0, "flip": True, "num_views": 2})
+        config = tiny_config(data={"workers": workers, "preload_gib": 0.0, "num_views": 2}, augment={"preset": "guide"})
         return list(load_split(config, "train", config.clip.spec(), CPU).batches(1))
 
     for here, there in zip(batches(0), batches(1), strict=True):
         assert here.action_ids == there.action_ids
         assert torch.equal(here.views, there.views)
+        assert torch.equal(here.changes, there.changes)
 
 
-def test_views_are_flipped_where_asked_and_in_training_only(tiny_config):
-    config, plain = tiny_config(data={"flip": True}), tiny_config()
-    assert load_split(config, "train", config.clip.spec(), CPU).dataset.transform is not None
-    assert load_split(config, "valid", config.clip.spec(), CPU).dataset.transform is None
-    assert load_split(plain, "train", config.clip.spec(), CPU).dataset.transform is None
+def test_views_change_at_random_where_asked_and_in_training_only(tiny_config):
+    config, plain = tiny_config(augment={"preset": "guide"}), tiny_config()
+
+    def changes(settings, split):
+        return [batch.changes for batch in load_split(settings, split, config.clip.spec(), CPU).batches(0)]
+
+    assert all(len(rows) for rows in changes(config, "train"))
+    assert changes(config, "valid") == [None]
+    assert changes(plain, "train") == [None, None]
+
+
+def test_training_draws_among_the_views_and_validation_takes_all(tiny_config):
+    config = tiny_config(data={"num_views": 1})
+    views = {
+        split: {
+            n
+            for batch in load_split(config, split, config.clip.spec(), CPU).batches(0)
+            for n in batch.view_counts.tolist()
+        }
+        for split in ("train", "valid")
+    }
+    assert views == {"train": {1}, "valid": {1, 2, 3}}
 
 
 def test_the_first_weights_depend_on_the_seed_only(tiny_config):

@@ -17,6 +17,7 @@ from mvfoul.clip import preset
 from mvfoul.errors import ClipSpecError, ConfigError
 from training import config as config_module
 from training.config import (
+    AugmentConfig,
     ClipConfig,
     DataConfig,
     LoopConfig,
@@ -142,6 +143,7 @@ def test_every_setting_is_read_by_the_code_that_trains(repo_root):
     through |= {"loss.offence_severity_weights": "weights", "loss.focal_gamma": "gamma", "loss.effective_beta": "beta"}
     through |= {f"loss.{head}_task_weight": "task_weight" for head in ("action", "offence_severity")}
     through |= {f"clip.{field.name}": "clip.spec" for field in fields(ClipConfig)}
+    through |= {f"augment.{field.name}": "augment.resolved" for field in fields(AugmentConfig)}
     names = [(name, through.get(name, name.split(".")[-1])) for name in _leaves(TrainConfig)]
     assert not [name for name, attribute in names if not re.search(rf"\.{re.escape(attribute)}\b", code)]
 

@@ -25,7 +25,8 @@ from training.run import train
 
 RICH = {
     "model": {"dropout": 0.3, "aggregation": "attention"},
-    "data": {"flip": True, "num_views": 2, "preload_gib": 0.0},
+    "augment": {"preset": "guide"},
+    "data": {"num_views": 2, "preload_gib": 0.0},
     "optim": {"name": "adamw", "momentum": None, "lr": 1e-3},
     "schedule": {"name": "step", "step_size": 1, "gamma": 0.5},
     "loop": {"epochs": 2, "batch_size": 4},

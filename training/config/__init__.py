@@ -3,6 +3,7 @@
 Reads no file and imports no torch. A setting that would have no effect is refused, never ignored.
 """
 
+from training.config.augment import AugmentConfig
 from training.config.data import ClipConfig, DataConfig
 from training.config.loop import Amp, LoopConfig, Select
 from training.config.loss import LossConfig, given_weights
@@ -13,6 +14,7 @@ from training.config.train import Device, RecipeName, TrainConfig
 
 __all__ = [
     "Amp",
+    "AugmentConfig",
     "ClipConfig",
     "DataConfig",
     "Device",

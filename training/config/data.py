@@ -18,8 +18,6 @@ class DataConfig:
     """Folder with the splits in it: train/annotations.json, train/action_0/clip_0.mp4, valid/..."""
     num_views: int = 5
     """Views per action at most. Training draws among more, validation takes the first ones."""
-    flip: bool = False
-    """Mirror each training view left to right with probability one half."""
     workers: int | None = None
     """Processes that decode clips; one per CPU, at most 8, where left out. 0: decode in the training process."""
     preload_gib: float = 0.0

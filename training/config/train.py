@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mvfoul.command import check_flag
+from training.config.augment import AugmentConfig
 from training.config.data import ClipConfig, DataConfig
 from training.config.loop import LoopConfig
 from training.config.loss import LossConfig
 from training.config.model import ModelConfig
 from training.config.optim import OptimConfig, ScheduleConfig
 from training.config.save import SaveConfig
+from training.config.track import TrackConfig
 from training.model.names import KINETICS400
 
 RecipeName = Literal["two-second", "vars-2023", "mvit-2024", "cpu-demo"]
@@ -43,17 +45,19 @@ class TrainConfig:
     resume: bool = False
     """Go on with the run that --output holds, where it stopped; start it where there is none yet."""
     seed: int = 0
-    """Of the first weights, the order of actions, the views drawn and the flips."""
+    """Of the first weights, the order of actions, the views drawn and how they change."""
     device: Device = "auto"
     """auto: the GPU where there is one."""
     data: DataConfig
     clip: ClipConfig = field(default_factory=ClipConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
 
     def __post_init__(self) -> None:
         check_flag(
