@@ -82,6 +82,7 @@ def test_no_module_has_a_name_that_says_nothing(repo_root: Path, package: str) -
     [
         "training",
         "training.evaluate",
+        "training.download",
         "training.legacy",
         "training.synthetic",
         "export",

@@ -49,6 +49,8 @@ class RunConsole:
             counts = parts.train.dataset.annotations.class_counts(head)
             if absent := [name for name, count in zip(VOCABULARIES[head], counts, strict=True) if not count]:
                 self.say(f"note     train has no {head} {', '.join(absent)}: it cannot be learnt")
+        for warning in config.loss.imbalance_warnings():
+            self.say(f"WARNING  {warning}")
 
     def resumed(self, path: Path, progress: Progress, notes: Sequence[str]) -> None:
         """Say where the run goes on, and what is not as it was."""

@@ -152,6 +152,7 @@ def _write_config(stage: _Stage, parts: Parts, progress: Progress) -> None:
     ]
     document: dict[str, Any] = {"config": stage.config.to_json(), "clip": parts.clip.to_json(), "versions": versions()}
     document |= {"code": git_revision(), "data": data_facts(parts), "starts": starts}
+    document["warnings"] = list(stage.config.loss.imbalance_warnings())
     try:
         write_json(path, document)
     except OSError as error:
