@@ -23,6 +23,7 @@ from mvfoul.artifact import (
     VIEWS,
     Artifact,
     GraphSpec,
+    golden_limit,
 )
 from mvfoul.engines import ONNXRUNTIME_PROVIDERS, configure_onnxruntime
 from mvfoul.errors import ArtifactError
@@ -83,7 +84,9 @@ class ArtifactGraphs(ABC):
         golden = artifact.golden()
         outputs = self._run_head(_TESTED, self.encode(golden[VIEWS]))
         errors = {name: _max_abs_error(found, golden[name]) for name, found in zip(_TESTED, outputs, strict=True)}
-        if failed := [f"{name} by {error:.3g}" for name, error in errors.items() if not error <= tolerance]:
+        if failed := [
+            f"{name} by {error:.3g}" for name, error in errors.items() if not error <= golden_limit(tolerance, name)
+        ]:
             raise ArtifactError(
                 f"{artifact.directory} fails its self-test in {self.name}: {', '.join(failed)} off golden.npz "
                 f"(tolerance {tolerance})."

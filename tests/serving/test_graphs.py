@@ -56,6 +56,16 @@ def test_another_answer_than_the_golden_one_fails_the_self_test(copy, name, chan
         OnnxGraphs(changed, threads=1).self_test(changed)
 
 
+def test_view_weights_may_be_off_by_a_few_ties_and_by_no_more(copy):
+    directory, publish = copy
+    change_golden(directory, VIEW_WEIGHTS, lambda a: a + np.float32([3 / 512, -3 / 512]))
+    OnnxGraphs(changed := publish(), threads=1).self_test(changed)
+    change_golden(directory, VIEW_WEIGHTS, lambda a: a + np.float32([0.03, -0.03]))
+    changed = publish()
+    with pytest.raises(ArtifactError, match=r"VIEW_WEIGHTS by 0\.03"):
+        OnnxGraphs(changed, threads=1).self_test(changed)
+
+
 def test_a_file_that_is_no_graph_is_refused_by_name(copy):
     directory, publish = copy
     (directory / HEAD).write_bytes(b"not a graph")
