@@ -251,7 +251,9 @@ class Programs:
         """Take in what the zygote reports; return whether there was anything."""
         if not select.select([self._zygote.stdout], [], [], timeout_s)[0]:
             return False
-        self._buffer += self._zygote.stdout.read(65536)
+        news = self._zygote.stdout.read(65536)
+        assert news, "the process that starts the programs is gone: see its traceback"
+        self._buffer += news
         *lines, self._buffer = self._buffer.split(b"\n")
         for line in lines:
             report = json.loads(line)
