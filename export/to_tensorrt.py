@@ -3,7 +3,7 @@
     encoder.onnx --parse--> strongly typed network --profile over N, limits--> builder --> encoder.plan
 
 One code path for TensorRT 10.12 and later and for 11. What it relies on, checked against the bindings of 10.12.0.36,
-10.16.1.11 and 11.1.0.106 (their signatures are in tests/export/tensorrt_api.json) and against
+10.16.1.11, 11.1.0.106 and 11.4.0.106 (their signatures are in tests/export/tensorrt_api.json) and against
 https://docs.nvidia.com/deeplearning/tensorrt/11.0.0/api/migration/tensorrt-10x-to-11x.html:
 
 - `NetworkDefinitionCreationFlag.STRONGLY_TYPED` is needed on 10, and accepted without effect on 11. It is bit 1 on 10

@@ -23,6 +23,7 @@ WHEELS = (
     ("tensorrt-cu12-bindings", "10.12.0.36"),
     ("tensorrt-cu12-bindings", "10.16.1.11"),
     ("tensorrt-cu13-bindings", "11.1.0.106"),
+    ("tensorrt-cu13-bindings", "11.4.0.106"),
 )
 TARGET = Path(__file__).resolve().parent.parent / "tests" / "export" / "tensorrt_api.json"
 CALLS = """
