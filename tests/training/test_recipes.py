@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import get_args
 
@@ -14,6 +15,14 @@ from training.model.backbone import BACKBONES
 from training.recipes import RECIPES, parse_config
 
 ROOT = ["--data.root", "data"]
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def _resolved(name):
+    """Every setting of a recipe, and the frames and pictures that they come to."""
+    config = RECIPES[name](Path("data"))
+    facts = BACKBONES[config.model.backbone]
+    return {"config": config.to_json(), "clip": config.clip.spec(mean=facts.mean, std=facts.std).to_json()}
 
 
 def _refused(capsys, *flags):
@@ -28,6 +37,12 @@ def _refused(capsys, *flags):
 def test_every_recipe_that_can_be_named_exists_and_says_its_own_name():
     assert set(RECIPES) == set(get_args(RecipeName))
     assert all(recipe(Path("data")).recipe == name for name, recipe in RECIPES.items())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_no_setting_of_a_recipe_changes_unnoticed(name):
+    # After a change on purpose: PYTHONPATH=. python tests/training/test_recipes.py writes the files again.
+    assert json.loads((GOLDEN / f"recipe_{name}.json").read_text()) == _resolved(name)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -106,3 +121,8 @@ def test_an_abbreviated_flag_is_not_taken_for_the_recipe(capsys):
 def test_a_recipe_can_be_changed_from_python():
     assert isinstance(RECIPES["two-second"](Path("data")), TrainConfig)
     assert choose_device("cpu").type == "cpu"
+
+
+if __name__ == "__main__":
+    for recipe in RECIPES:
+        (GOLDEN / f"recipe_{recipe}.json").write_text(json.dumps(_resolved(recipe), indent=2) + "\n")
