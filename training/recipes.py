@@ -5,8 +5,8 @@ overrides one of its settings. None of the expected results is measured on Socce
 a number is given, it says whose it is. `tests/training/golden/recipe_*.json` are the settings in full.
 
 Times are estimates from arithmetic: an epoch has about 5,300 training views (2,319 actions of 2 to 4), a view of MViT
-V2 small costs 64 GFLOP forward (torchvision's figure) and three times that in training, so an epoch is 1.0 PFLOP and
-the validation a sixth of it. The batch size counts the actions of a step over all processes.
+V2 small costs 64 billion multiply-adds forward (torchvision's figure) and three times that in training, so an epoch is
+2.0 PFLOP and its validation a sixth of that. The batch size counts the actions of a step over all processes.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ def two_second(root: Path) -> TrainConfig:
 
     AdamW at 1e-4, halved every 10 epochs; stops 10 epochs after the best; the guide's augmentation.
 
-    Result: not measured by anybody that we know of. Time: by estimate an hour on a GPU that sustains 100 TFLOP/s at
-    bf16, if the CPUs decode 200 clips/s. Hardware: one GPU of 24 GB or more, by estimate.
+    Result: not measured by anybody that we know of. Time: by estimate half an
+    hour on a GPU that sustains 100 TFLOP/s at bf16, if the CPUs decode 200 clips/s. Hardware: one GPU of 24 GB or more,
+    by estimate.
     """
     return TrainConfig(
         recipe="two-second",
@@ -65,8 +66,8 @@ def vars_2023(root: Path) -> TrainConfig:
     `python -m training.legacy`.
 
     Result: 37.0 on the challenge split is the original authors' figure for their baseline; not measured here.
-    Time: by estimate 3 to 4 hours in float32 on a GPU that sustains 30 TFLOP/s (with TF32). Hardware: one GPU of
-    16 GB or more, by estimate.
+    Time: by estimate 3 hours on a GPU that sustains 15 TFLOP/s in float32. Hardware: one GPU of 16 GB or more, by
+    estimate.
     """
     return TrainConfig(
         recipe="vars-2023",
@@ -87,9 +88,8 @@ def mvit_2024(root: Path) -> TrainConfig:
     weighted loss. assumption: the rest (features, centre crop, augmentation, batch size) is as in the original VARS,
     whose flags these are.
 
-    Result: 43.7 on the test split is its authors' figure; not measured here. Time: by estimate 3 to 4 hours in float32
-    on a GPU that sustains 30 TFLOP/s (with TF32), less where it stops early. Hardware: one GPU of 16 GB or more, by
-    estimate.
+    Result: 43.7 on the test split is its authors' figure; not measured here. Time: by estimate 3 hours on a GPU that
+    sustains 15 TFLOP/s in float32, less where it stops early. Hardware: one GPU of 16 GB or more, by estimate.
     """
     return TrainConfig(
         recipe="mvit-2024",
