@@ -11,10 +11,11 @@ from typing import Any, Final, Literal
 from export.tensorrt_config import TensorRTConfig
 from mvfoul.errors import ConfigError
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
 """Of the encoder; the head is always fp32."""
 
 DEFAULT_SPLIT: Final = "test"
+DEFAULT_CALIBRATION_SPLIT: Final = "valid"
 
 MIN_OPSET: Final = 18
 """What torch's exporter writes of its own accord; older ones need a lossy conversion."""
@@ -26,8 +27,8 @@ MAX_OPSET: Final = 22
 class Tolerance:
     """How far the exported graphs may be from PyTorch in float32.
 
-    The head is always judged by the first three; the encoder, and both together, so in float32 alone. With --fp16 they
-    are judged by cosine and agreement.
+    The head is always judged by the first three; the encoder, and both together, so in float32 alone. With --fp16 and
+    --int8 they are judged by cosine and agreement.
     """
 
     logits: float = 1e-4
@@ -40,8 +41,22 @@ class Tolerance:
     """Smallest cosine of an action's features, logits or probabilities with PyTorch's."""
     fp16_agreement: float = 0.99
     """Smallest share of actions with the same first label, and with the same first two. In float32 all must agree."""
+    int8_cosine: float = 0.99
+    """As fp16_cosine, with --int8."""
+    int8_agreement: float = 0.95
+    """As fp16_agreement, with --int8."""
     undecided_margin: float = 1e-3
     """Where PyTorch's own first and second probability are closer, another order is listed but not counted."""
+    score_change: float = 0.01
+    """Most that a balanced accuracy may fall, as a fraction, where 100 labelled actions or more are compared."""
+
+    def cosine(self, precision: Precision) -> float:
+        """Return the smallest cosine of an encoder that is not float32."""
+        return self.int8_cosine if precision == "int8" else self.fp16_cosine
+
+    def agreement(self, precision: Precision) -> float:
+        """Return the smallest share of equal decisions."""
+        return {"fp32": 1.0, "fp16": self.fp16_agreement, "int8": self.int8_agreement}[precision]
 
     def __post_init__(self) -> None:
         for limit in fields(self):
@@ -57,11 +72,11 @@ class DataConfig:
     root: Path | None = None
     """A data set in the official layout. Its clips are only read; none enters the artifact."""
     max_actions: int = 8
-    """Actions taken, evenly spaced over the split."""
+    """Actions taken, evenly spaced over the split; 0 for all. Both engines answer for each: seconds per view."""
 
     def __post_init__(self) -> None:
-        if self.max_actions < 1:
-            raise ConfigError(f"--data.max-actions is {self.max_actions}; use 1 or more.")
+        if self.max_actions < 0:
+            raise ConfigError(f"--data.max-actions is {self.max_actions}; use 1 or more, or 0 for all.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +102,10 @@ class ExportConfig:
     allow_no_plan: bool = False
     """With --fp16: exit with 0 where no plan can be built. The float16 graph is published either way."""
     tensorrt: TensorRTConfig = field(default_factory=TensorRTConfig)
+    int8: bool = False
+    """Write the encoder in 8-bit integers, for CPUs; the head stays float32."""
+    calibration_split: str = DEFAULT_CALIBRATION_SPLIT
+    """With --int8: split of --data.root whose clips say how large activations get; not the one compared on."""
 
     def __post_init__(self) -> None:
         if not MIN_OPSET <= self.opset <= MAX_OPSET:
@@ -96,9 +115,24 @@ class ExportConfig:
         if not self.fp16 and (self.allow_no_plan or self.tensorrt != TensorRTConfig()):
             raise ConfigError("--allow-no-plan and --tensorrt.* are about the plan of a float16 encoder; add --fp16.")
 
+        self._check_int8()
+
+    def _check_int8(self) -> None:
+        if self.int8 and self.fp16:
+            raise ConfigError("--int8 is for CPUs and --fp16 for GPUs; export twice, to two --output folders.")
+        if self.calibration_split != DEFAULT_CALIBRATION_SPLIT and not (self.int8 and self.data.root):
+            raise ConfigError("--calibration-split says which clips --int8 is calibrated on; add --int8, --data.root.")
+        if self.int8 and self.data.root and self.calibration_split == self.split:
+            raise ConfigError(
+                f"--calibration-split and --split are both {self.split!r}: it would be judged on the clips that "
+                "it was fitted to. Use two splits."
+            )
+
     @property
     def precision(self) -> Precision:
         """Of the encoder."""
+        if self.int8:
+            return "int8"
         return "fp16" if self.fp16 else "fp32"
 
     @property

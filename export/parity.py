@@ -3,9 +3,10 @@
     structure   names, dtypes, dynamic axes of inputs and outputs
     values      every tensor, at several N through the encoder and several V through the head
     decisions   the first label, and the first two as a set, of every action and both heads
+    score       the balanced accuracies of both engines, on the actions that have labels
 
 In float32, features are compared with respect to their largest value, since their scale is the backbone's; logits and
-probabilities absolutely. What depends on an encoder in float16 is compared by direction (cosine) and by decisions.
+probabilities absolutely. What depends on an encoder in float16 or int8 is compared by direction (cosine) and decisions.
 
 View weights are judged from the same features: under `max` they count which view supplied a feature, so two nearly
 equal features can swap a whole share however small the error is.
@@ -22,47 +23,53 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.batches import ViewBatch
+from export.checks import (
+    HEAD_ALONE,
+    LOGITS,
+    Agreement,
+    Answers,
+    Check,
+    decision_check,
+    limit_of,
+    score_checks,
+    structure_checks,
+    value_check,
+)
 from export.config import Precision, Tolerance
 from export.difference import Difference
 from export.runners import Runner, Tensors
 from mvfoul.artifact import (
-    ACTION_LOGITS,
     ACTION_PROBABILITIES,
     FEATURES,
-    OFFENCE_SEVERITY_LOGITS,
     OFFENCE_SEVERITY_PROBABILITIES,
     VIEW_WEIGHTS,
-    TensorSpec,
 )
 from mvfoul.labels import VOCABULARIES, Head
-
-HEAD_ALONE: Final = " (head)"
-"""Marks the figures of the head alone: both engines are given the reference's features."""
 
 _PROBABILITIES: Final[Mapping[Head, str]] = {
     "action": ACTION_PROBABILITIES,
     "offence_severity": OFFENCE_SEVERITY_PROBABILITIES,
 }
-_LOGITS = (ACTION_LOGITS, OFFENCE_SEVERITY_LOGITS)
-_KINDS = {"max_abs": "absolute", "max_relative": "relative"}
 
 
 @dataclass(frozen=True)
-class Check:
-    """One rung of the ladder."""
+class BatchError:
+    """How far one batch was off, for the picture."""
 
     name: str
-    passed: bool
-    measured: str
-    limit: str
-    where: str = ""
-    """Where the largest error was."""
-    failures: tuple[str, ...] = ()
-    """One sentence each."""
-    notes: tuple[str, ...] = ()
-    """What was seen and not counted."""
-    figures: Mapping[str, float | None] = field(default_factory=dict)
-    """None where a figure is not finite."""
+    view_counts: tuple[int, ...]
+    features_max_relative: float
+    features_min_cosine: float
+    logits_max_abs: float
+
+
+@dataclass
+class Evidence:
+    """What the verdict rests on, batch by batch."""
+
+    batches: list[BatchError] = field(default_factory=list)
+    logits: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: {name: [] for name in LOGITS})
+    """By tensor: the reference's value and the candidate's, for every class of every action."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,7 @@ class ParityReport:
     batches: tuple[tuple[str, tuple[int, ...]], ...]
     """Name and view counts of what was compared."""
     checks: tuple[Check, ...]
+    evidence: Evidence = field(default_factory=Evidence, compare=False)
 
     @property
     def passed(self) -> bool:
@@ -98,12 +106,13 @@ class ParityReport:
             "candidate": self.candidate,
             "tolerance": asdict(self.tolerance),
             "batches": [{"name": name, "view_counts": list(counts)} for name, counts in self.batches],
+            "errors": [_finite(asdict(error)) for error in self.evidence.batches],
             "checks": [asdict(check) for check in self.checks],
         }
 
     def summary(self) -> dict[str, Any]:
         """Return the figures for the manifest."""
-        logits = [self.check(name).figures for name in _LOGITS]
+        logits = [self.check(name).figures for name in LOGITS]
         return {
             "passed": self.passed,
             "candidate": self.candidate,
@@ -117,24 +126,6 @@ class ParityReport:
 
 
 @dataclass
-class Agreement:
-    """Counts how often two engines give the same labels."""
-
-    agreed: int = 0
-    disagreed: list[str] = field(default_factory=list)
-    undecided: list[str] = field(default_factory=list)
-
-    def add(self, same: bool, margin: float, sentence: str, *, undecided_margin: float) -> None:
-        """Count one action; a disagreement where the reference itself hardly decides is kept apart."""
-        if same:
-            self.agreed += 1
-        elif margin < undecided_margin:
-            self.undecided.append(f"{sentence}, undecided: margin {margin:.1e}")
-        else:
-            self.disagreed.append(f"{sentence}, margin {margin:.1e}")
-
-
-@dataclass
 class _Ladder:
     """What one comparison has collected so far."""
 
@@ -143,6 +134,8 @@ class _Ladder:
     features: list[NDArray[np.float32]] = field(default_factory=list)
     """Of the reference, `[N, D]` each."""
     crashes: list[str] = field(default_factory=list)
+    evidence: Evidence = field(default_factory=Evidence)
+    answers: Answers = field(default_factory=Answers)
 
 
 def check_parity(
@@ -153,6 +146,7 @@ def check_parity(
     *,
     max_views: int,
     precision: Precision = "fp32",
+    on_batch: Callable[[ViewBatch], None] | None = None,
 ) -> ParityReport:
     """Compare two runners: names, shapes, values, decisions. Finishes every check; never raises on a mismatch.
 
@@ -163,6 +157,7 @@ def check_parity(
         tolerance: Limits.
         max_views: The heads are also compared at every V from 1 to this, on the reference's features.
         precision: Of the candidate's encoder; decides which limits hold for what depends on it.
+        on_batch: Called after each batch.
     """
     ladder = _Ladder(
         differences={name: Difference() for name in _judged_tensors()},
@@ -172,12 +167,18 @@ def check_parity(
     for batch in batches:
         seen.append((batch.name, batch.view_counts))
         _compare_batch(ladder, reference, candidate, batch, tolerance)
+        if on_batch is not None:
+            on_batch(batch)
     _compare_heads(ladder, reference, candidate, max_views)
-    required = tolerance.fp16_agreement if precision == "fp16" else 1.0
+    required = tolerance.agreement(precision)
     checks = (
-        *_structure_checks(reference, candidate),
-        *(_value_check(name, difference, tolerance, precision) for name, difference in ladder.differences.items()),
-        *(_decision_check(name, agreement, required) for name, agreement in ladder.agreements.items()),
+        *_structure(reference, candidate),
+        *(
+            value_check(name, found, *limit_of(name, tolerance, precision))
+            for name, found in ladder.differences.items()
+        ),
+        *(decision_check(name, agreement, required) for name, agreement in ladder.agreements.items()),
+        *score_checks(ladder.answers, tolerance),
         Check(
             "every call answered",
             not ladder.crashes,
@@ -186,14 +187,14 @@ def check_parity(
             failures=tuple(ladder.crashes),
         ),
     )
-    return ParityReport(reference.name, candidate.name, tolerance, tuple(seen), checks)
+    return ParityReport(reference.name, candidate.name, tolerance, tuple(seen), checks, ladder.evidence)
 
 
 def _judged_tensors() -> Iterator[str]:
     yield FEATURES
-    yield from _LOGITS
+    yield from LOGITS
     yield from _PROBABILITIES.values()
-    yield from (name + HEAD_ALONE for name in (*_LOGITS, *_PROBABILITIES.values(), VIEW_WEIGHTS))
+    yield from (name + HEAD_ALONE for name in (*LOGITS, *_PROBABILITIES.values(), VIEW_WEIGHTS))
 
 
 def _compare_batch(
@@ -207,14 +208,42 @@ def _compare_batch(
     ladder.differences[FEATURES].add(found, expected, where)
     if found is None or found.shape != expected.shape:
         return
+    own = Difference()
+    own.add(found, expected, where)
+    worst_logit = 0.0
     offsets = np.cumsum((0, *batch.view_counts))
-    for start, stop in pairwise(offsets):
+    for index, (start, stop) in enumerate(pairwise(offsets)):
         where_action = f"{where}, views {start}-{stop - 1}"
         right = reference.classify(expected[start:stop])
         answer = _call(candidate.classify, found[start:stop], where=where_action, crashes=ladder.crashes)
-        for name in (*_LOGITS, *_PROBABILITIES.values()):
+        for name in (*LOGITS, *_PROBABILITIES.values()):
             ladder.differences[name].add(answer.get(name), right[name], where_action)
+        worst_logit = max(worst_logit, _keep_logits(ladder.evidence, answer, right))
         _compare_decisions(ladder.agreements, answer, right, where_action, tolerance)
+        _keep_labels(ladder.answers, batch, index, answer, right)
+    ladder.evidence.batches.append(
+        BatchError(batch.name, batch.view_counts, own.max_relative, own.min_cosine, worst_logit)
+    )
+
+
+def _keep_logits(evidence: Evidence, answer: Tensors, right: Tensors) -> float:
+    """Keep pairs of logits for the picture; return the largest error."""
+    largest = 0.0
+    for name in LOGITS:
+        found, expected = answer.get(name), right[name]
+        if found is not None and found.shape == expected.shape:
+            evidence.logits[name] += zip(expected.tolist(), found.tolist(), strict=True)
+            largest = max(largest, float(np.abs(found.astype(np.float64) - expected).max()))
+    return largest
+
+
+def _keep_labels(answers: Answers, batch: ViewBatch, index: int, answer: Tensors, right: Tensors) -> None:
+    """Keep the first labels of an action that has labels of its own."""
+    for head, name in _PROBABILITIES.items():
+        label = batch.labels[head][index] if batch.labels else -1
+        found = answer.get(name)
+        if label >= 0 and found is not None and found.shape == right[name].shape:
+            answers.rows[head].append((label, int(right[name].argmax()), int(found.argmax())))
 
 
 def _compare_heads(ladder: _Ladder, reference: Runner, candidate: Runner, max_views: int) -> None:
@@ -262,86 +291,14 @@ def _compare_decisions(
         )
 
 
-def _structure_checks(reference: Runner, candidate: Runner) -> Iterator[Check]:
+def _structure(reference: Runner, candidate: Runner) -> Iterator[Check]:
     for expected, found in zip(reference.graphs, candidate.graphs, strict=True):
-        for kind in ("inputs", "outputs"):
-            failures = tuple(_mismatches(getattr(expected, kind), getattr(found, kind)))
-            names = ", ".join(_spelled(t) for t in getattr(found, kind))
-            yield Check(
-                f"{expected.file} {kind}",
-                not failures,
-                names if len(names) < 60 else f"{len(getattr(found, kind))} tensors",
-                "as promised",
-                failures=failures,
-            )
+        yield from structure_checks(expected, found)
 
 
-def _mismatches(expected: Sequence[TensorSpec], found: Sequence[TensorSpec]) -> Iterator[str]:
-    ours, theirs = ({t.name: t for t in tensors} for tensors in (found, expected))
-    for name in sorted(ours.keys() | theirs.keys()):
-        if name not in ours:
-            yield f"{name} is missing"
-        elif name not in theirs:
-            yield f"{name} is not promised"
-        elif ours[name] != theirs[name]:
-            yield f"{_spelled(ours[name])} instead of {_spelled(theirs[name])}"
-
-
-def _spelled(tensor: TensorSpec) -> str:
-    return f"{tensor.name} {tensor.dtype} [{','.join(map(str, tensor.shape))}]"
-
-
-def _value_check(name: str, difference: Difference, tolerance: Tolerance, precision: Precision) -> Check:
-    figures = {
-        "max_abs": difference.max_abs,
-        "mean_abs": difference.mean_abs,
-        "max_relative": difference.max_relative,
-        "min_cosine": difference.min_cosine,
-    }
-    kind, limit = _limit(name, tolerance, precision)
-    within = figures[kind] >= limit if kind == "min_cosine" else figures[kind] <= limit
-    failures = list(difference.problems)
-    if not difference.compared and not failures:
-        failures.append("nothing could be compared")
-    if not within:
-        failures.append(
-            f"{kind} is {figures[kind]:.3g}, beyond {limit:.3g}; the largest error is at {difference.worst}"
-        )
-    measured = f"{figures[kind]:.6f} cosine" if kind == "min_cosine" else f"{figures[kind]:.1e} {_KINDS[kind]}"
-    return Check(
-        name,
-        not failures,
-        measured,
-        f"{limit:.3g}",
-        where=difference.worst,
-        failures=tuple(failures),
-        figures={key: value if np.isfinite(value) else None for key, value in figures.items()},
-    )
-
-
-def _limit(name: str, tolerance: Tolerance, precision: Precision) -> tuple[str, float]:
-    """Return which figure of a tensor is judged, and its limit."""
-    if precision == "fp16" and not name.endswith(HEAD_ALONE):
-        return "min_cosine", tolerance.fp16_cosine
-    if name == FEATURES:
-        return "max_relative", tolerance.features
-    logits = name.removesuffix(HEAD_ALONE) in _LOGITS
-    return "max_abs", tolerance.logits if logits else tolerance.probabilities
-
-
-def _decision_check(name: str, agreement: Agreement, required: float) -> Check:
-    decided = agreement.agreed + len(agreement.disagreed)
-    share = agreement.agreed / decided if decided else None
-    passed = share is not None and share >= required
-    return Check(
-        name,
-        passed,
-        f"{agreement.agreed} of {decided} agree",
-        "all" if required == 1 else f"{required:.0%}",
-        failures=() if passed else tuple(agreement.disagreed) or ("nothing could be compared",),
-        notes=(*(agreement.disagreed if passed else ()), *agreement.undecided),
-        figures={"agreement": share, "decided": decided},
-    )
+def _finite(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a document that JSON can hold: None for what is not finite."""
+    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in document.items()}
 
 
 def _extreme(choose: Callable[[Iterable[float]], float], values: Sequence[float | None]) -> float | None:

@@ -21,6 +21,7 @@ from export.batches import ViewBatch, generated_batches, golden_views, held_out_
 from export.config import ExportConfig, Precision
 from export.golden import read_golden, write_golden
 from export.parity import ParityReport, check_parity
+from export.quantise import quantise_file
 from export.report import Progress, size_of
 from export.runners import OnnxRunner, graph_specs
 from export.tensorrt_host import BuildHost, build_elsewhere, find_host
@@ -93,6 +94,8 @@ def export_checkpoint(
     batches = _clips(config, source.network.clip, progress)
     with work_folder(target) as work:
         _write_graphs(config, source, work, progress)
+        if config.int8:
+            quantise_file(config, source.network.clip, work / ENCODER, progress)
         report = _verify(config, source, batches, work, progress)
         write_json(work / "parity.json", report.to_json())
         write_json(work / "config.json", config.to_json())
@@ -150,7 +153,7 @@ def _write_graphs(config: ExportConfig, source: Source, work: Path, progress: Pr
             (work / file).write_bytes(model.SerializeToString(deterministic=True))
             facts += [size_of(work / file), f"{len(model.graph.node)} nodes", f"opset {config.opset}"]
             if file == ENCODER:
-                facts.append(config.precision)
+                facts.append("fp16" if config.fp16 else "fp32")
 
 
 def _clips(config: ExportConfig, clip: ClipSpec, progress: Progress) -> list[ViewBatch]:
