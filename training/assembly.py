@@ -100,7 +100,7 @@ def assemble(config: TrainConfig, progress: Progress | None = None, *, world: Wo
     # Last of what can fail and first of what takes long.
     _preload({"train": train.dataset, "valid": valid.dataset}, config.data.preload_gib, progress)
     counts = {head: train.dataset.annotations.class_counts(head) for head in VOCABULARIES}
-    learner = build_learner(config, network, counts, device)
+    learner = build_learner(config, network, counts, device, world)
     schedule = Schedule(learner.optimizer, config.schedule, epochs=config.loop.epochs, lr=config.optim.lr)
     return Parts(clip, train, valid, learner, schedule)
 

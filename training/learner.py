@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
 
 from mvfoul.labels import Head
 from training.config import TrainConfig
+from training.distributed import World
 from training.loss import FoulLoss, build_loss
 from training.model.network import FoulNetwork
 from training.optim import build_optimizer
@@ -31,6 +32,8 @@ class Learner:
     amp: torch.dtype | None = None
     """Of the backbone; None is float32."""
     max_grad_norm: float = 0.0
+    world: World = field(default_factory=World)
+    """The processes that share each step."""
 
     def autocast(self) -> AbstractContextManager[None]:
         """Return the context in which the network runs."""
@@ -38,7 +41,11 @@ class Learner:
 
 
 def build_learner(
-    config: TrainConfig, network: FoulNetwork, class_counts: Mapping[Head, Sequence[int]], device: torch.device
+    config: TrainConfig,
+    network: FoulNetwork,
+    class_counts: Mapping[Head, Sequence[int]],
+    device: torch.device,
+    world: World | None = None,
 ) -> Learner:
     """Put the network on `device` and build what trains it.
 
@@ -47,6 +54,7 @@ def build_learner(
         network: As made or loaded.
         class_counts: Of the training split, per head, in the vocabulary's order.
         device: Where to train.
+        world: The processes of the run; one where left out.
 
     Raises:
         ConfigError: A setting does not go with the network or the data.
@@ -60,4 +68,5 @@ def build_learner(
         device=device,
         amp=_AMP_DTYPES[config.loop.amp],
         max_grad_norm=config.optim.max_grad_norm,
+        world=world or World(),
     )

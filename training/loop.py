@@ -136,8 +136,8 @@ def train_one_epoch(
     result = PassResult() if result is None else result
     for step, batch in enumerate(batches, start=start_step):
         result.note_skipped(batch)
-        torch.manual_seed(_step_seed(epoch, step))
-        if len(batch):
+        torch.manual_seed(_step_seed(epoch, step, learner.world.rank))
+        if learner.world.any(len(batch) > 0):
             _step(learner, augment(batch.to(learner.device, non_blocking=True)), result)
         if on_batch is not None:
             on_batch(batch, result)
@@ -155,6 +155,8 @@ def evaluate(learner: Learner, batches: Iterable[ActionBatch], on_batch: OnBatch
     """
     learner.network.eval()
     learner.loss.eval()
+    # Running statistics of batch norms, where each rank has its own: those of the checkpoint are judged.
+    learner.world.copy_from_main(learner.network.buffers())
     result = PassResult()
     for batch in batches:
         result.note_skipped(batch)
@@ -171,19 +173,26 @@ def evaluate(learner: Learner, batches: Iterable[ActionBatch], on_batch: OnBatch
 
 
 def _step(learner: Learner, batch: ActionBatch, result: PassResult) -> None:
-    with learner.autocast():
-        logits = learner.network(batch.views, batch.view_counts)
-    losses = learner.loss(logits, batch)
-    loss = losses.mean
-    _check_finite(loss, batch)
+    """Learn from this rank's share of a step; it can be empty where another rank's is not."""
     learner.optimizer.zero_grad(set_to_none=True)
-    learner.scaler.scale(loss).backward()
+    world, losses = learner.world, None
+    if len(batch):
+        with learner.autocast():
+            logits = learner.network(batch.views, batch.view_counts)
+        losses = learner.loss(logits, batch)
+        result.add(batch, logits, losses)
+    # The mean over the actions of all ranks, so that the number of ranks changes nothing.
+    labelled = int(world.sum(torch.tensor(losses.labelled if losses else 0)))
+    if losses:
+        loss = (losses.action + losses.offence_severity) / max(labelled, 1)
+        _check_finite(loss, batch)
+        learner.scaler.scale(loss).backward()
+    world.sum_gradients(learner.network.parameters())
     if learner.max_grad_norm > 0:
         learner.scaler.unscale_(learner.optimizer)
         torch.nn.utils.clip_grad_norm_(learner.network.parameters(), learner.max_grad_norm)
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
-    result.add(batch, logits, losses)
 
 
 def _step_seed(*parts: int) -> int:
