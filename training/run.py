@@ -23,6 +23,7 @@ from training.plots import plot_history
 from training.preemption import Stopped, StoppedAfterSaving, StopRequest, catch_signals
 from training.progress import Progress
 from training.provenance import git_revision, versions
+from training.tracking import open_trackers
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,12 @@ def _assemble_and_fit(stage: _Stage, progress: Progress, before: Checkpoint | No
         _write_config(stage, parts, progress)
         console.parts(config, parts, output)
     stage.stop.defer()
-    fit.run()
+    if not stage.world.is_main:
+        fit.run()
+        return
+    with open_trackers(config, output, histories=progress.histories) as trackers:
+        fit.on_epoch = lambda values, epoch: trackers.log(values, epoch=epoch)
+        fit.run()
 
 
 def _assemble(stage: _Stage) -> Parts:

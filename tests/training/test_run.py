@@ -31,6 +31,7 @@ def test_a_run_leaves_its_checkpoints_its_curves_and_its_settings(tiny_run, tiny
         ".lock",
         "best.pth.tar",
         "config.json",
+        "history.jsonl",
         "last.pth.tar",
         "training_history.png",
     ]

@@ -10,6 +10,7 @@ from training.config.loss import LossConfig, given_weights
 from training.config.model import ModelConfig
 from training.config.optim import OptimConfig, ScheduleConfig
 from training.config.save import SaveConfig
+from training.config.track import TrackConfig
 from training.config.train import Device, RecipeName, TrainConfig
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "SaveConfig",
     "ScheduleConfig",
     "Select",
+    "TrackConfig",
     "TrainConfig",
     "given_weights",
 ]
