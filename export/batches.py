@@ -5,7 +5,8 @@ The generated ones include what real clips are not: black, white, noise, one vie
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from mvfoul.clip import ClipSpec
 from mvfoul.errors import ConfigError
+from mvfoul.labels import Head
 
 Views = NDArray[np.uint8]
 
@@ -26,54 +28,112 @@ class ViewBatch:
     """uint8 `[N, 3, T, H, W]`."""
     view_counts: tuple[int, ...]
     """V of each action, summing to N."""
+    labels: Mapping[Head, tuple[int, ...]] = field(default_factory=dict)
+    """One per action and head, -1 where it is not known; empty where the views are generated."""
 
 
 def generated_batches(clip: ClipSpec) -> list[ViewBatch]:
-    """Return batches of N = 1, 2, 3, 5 and 8 views; no action has more than `clip.max_views`."""
+    """Return batches of N = 1, 2, 3 and 7 views, 8 of them distinct; no action has more than `clip.max_views`.
+
+    Few, because each costs seconds at full size. The last has one action of `clip.max_views` and one of the rest.
+    """
     noise, black, white = noise_view(clip, seed=1), flat_view(clip, 0), flat_view(clip, 255)
     gradients = [gradient_view(clip, direction) for direction in range(4)]
     named = {
         "one view": [noise],
         "black and white": [black, white],
-        "moving gradients": gradients[:3],
-        "one view repeated": [gradients[3]] * 5,
-        "everything": [noise, black, white, *gradients, noise_view(clip, seed=2)],
+        "one view repeated": [gradients[3]] * 3,
+        "two actions": [noise_view(clip, seed=2), *gradients, black, noise],
     }
     return [ViewBatch(name, np.stack(views), _split(len(views), clip.max_views)) for name, views in named.items()]
 
 
 def golden_views(clip: ClipSpec) -> Views:
-    """Return the views of golden.npz: generated, since clips of a data set may not be given away."""
-    views = [gradient_view(clip, 0), noise_view(clip, seed=3)]
+    """Return the views of golden.npz: generated, since clips of a data set may not be given away.
+
+    They are among those of `generated_batches`, whose answers are known by then.
+    """
+    views = [gradient_view(clip, 0), noise_view(clip, seed=1)]
     return np.stack(views[: clip.max_views])
+
+
+class HeldOut:
+    """Actions of a split, evenly spaced over it; decoded each time they are iterated, so a split need not fit."""
+
+    def __init__(self, root: Path, split: str, clip: ClipSpec, *, max_actions: int) -> None:
+        """Read the annotations, and look for a first clip that can be decoded.
+
+        Args:
+            root: A data set in the official layout.
+            split: One of its splits.
+            clip: Frames and size.
+            max_actions: How many; 0 for all.
+
+        Raises:
+            AnnotationError: The folder does not hold this split.
+            ConfigError: None of the chosen actions has a clip that can be decoded.
+        """
+        from training.dataset import MultiViewDataset
+
+        self._data = MultiViewDataset(root, split, num_views=clip.max_views, clip=clip, filtered=False)
+        self._data.random_views = False
+        self.available = len(self._data)
+        chosen = min(max_actions or self.available, self.available)
+        self._indices = np.unique(np.linspace(0, self.available - 1, num=chosen).astype(int))
+        self.skipped: dict[str, None] = {}
+        """One sentence per clip that could not be decoded so far."""
+        if next(iter(self), None) is None:
+            reason = next(iter(self.skipped))
+            raise ConfigError(f"--data.root {root}: no clip of {len(self)} actions can be decoded, such as {reason}")
+
+    def __len__(self) -> int:
+        """How many actions were chosen; those without a usable clip are left out of the batches."""
+        return len(self._indices)
+
+    def __iter__(self) -> Iterator[ViewBatch]:
+        """Yield one batch per action."""
+        for index in self._indices:
+            sample = self._data[int(index)]
+            self.skipped |= dict.fromkeys(sample.skipped)
+            if len(sample.views):
+                labels: Mapping[Head, tuple[int, ...]] = {
+                    "action": (sample.action,),
+                    "offence_severity": (sample.offence_severity,),
+                }
+                name = f"{self._data.split} action {sample.action_id}"
+                yield ViewBatch(name, sample.views.numpy(), (len(sample.views),), labels)
+
+
+@dataclass(frozen=True)
+class Clips:
+    """All that an engine is compared on; can be iterated again and again."""
+
+    generated: Sequence[ViewBatch]
+    held_out: HeldOut | None = None
+
+    def __iter__(self) -> Iterator[ViewBatch]:
+        """Yield the generated batches, then the held-out ones."""
+        yield from self.generated
+        yield from self.held_out or ()
+
+    def __len__(self) -> int:
+        """Batches at most."""
+        return len(self.generated) + (len(self.held_out) if self.held_out else 0)
 
 
 def held_out_batches(
     root: Path, split: str, clip: ClipSpec, *, max_actions: int
 ) -> tuple[list[ViewBatch], tuple[str, ...]]:
-    """Decode actions, evenly spaced over a split; labels do not matter here.
+    """Decode actions, evenly spaced over a split, all at once.
 
     Returns:
         One batch per action, and one sentence per clip that could not be decoded.
 
     Raises:
-        AnnotationError: The folder does not hold this split.
-        ConfigError: None of the chosen actions has a clip that can be decoded.
+        AnnotationError, ConfigError: See `HeldOut`.
     """
-    from training.dataset import MultiViewDataset
-
-    data = MultiViewDataset(root, split, num_views=clip.max_views, clip=clip, filtered=False)
-    chosen = np.unique(np.linspace(0, len(data) - 1, num=min(max_actions, len(data))).astype(int))
-    samples = [data[int(index)] for index in chosen]
-    skipped = tuple(reason for sample in samples for reason in sample.skipped)
-    batches = [
-        ViewBatch(f"{data.split} action {sample.action_id}", sample.views.numpy(), (len(sample.views),))
-        for sample in samples
-        if len(sample.views)
-    ]
-    if not batches:
-        raise ConfigError(f"--data.root {root}: no clip of {len(samples)} actions can be decoded, such as {skipped[0]}")
-    return batches, skipped
+    held_out = HeldOut(root, split, clip, max_actions=max_actions)
+    return list(held_out), tuple(held_out.skipped)
 
 
 def flat_view(clip: ClipSpec, value: int) -> Views:

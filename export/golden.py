@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from export.checks import Check
 from export.difference import Difference
-from export.parity import Check
 from export.runners import Runner
 from mvfoul.artifact import FEATURES, GOLDEN, GOLDEN_TENSORS, VIEW_WEIGHTS, VIEWS, golden_limit
 

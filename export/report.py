@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from export.parity import Check, ParityReport
+from export.checks import Check
+from export.parity import ParityReport
 
 _WIDTH: Final = 120
 _SHOWN_FAILURES: Final = 5

@@ -10,7 +10,8 @@ import torch
 
 from export.batches import generated_batches
 from export.config import Tolerance
-from export.parity import HEAD_ALONE, Agreement, check_parity
+from export.checks import HEAD_ALONE, Agreement, Answers, score_checks
+from export.parity import check_parity
 from export.report import parity_table
 from export.runners import OnnxRunner
 from export.torch_runner import TorchRunner
@@ -228,3 +229,10 @@ def test_the_report_is_json_even_where_figures_are_not_finite(reference, batches
     assert [check["name"] for check in document["checks"]] == [check.name for check in report.checks]
     assert report.summary()["passed"] is False
     assert parity_table(report).row_count == len(report.checks)
+
+
+def test_int8_has_limits_of_its_own(reference, batches):
+    candidate = _noisy(reference, 0.1)
+    loose = Tolerance(int8_cosine=0.9, int8_agreement=0.1)
+    assert _check(reference, candidate, batches, loose, "int8").check(FEATURES).passed
+    assert FEATURES in _failed(_check(reference, candidate, batches, loose, "fp16"))
