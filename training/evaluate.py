@@ -6,21 +6,23 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final, Literal
 
 import tyro
 
-from mvfoul.command import exit_code_of
+from mvfoul.command import check_flag, exit_code_of
 from mvfoul.errors import ConfigError
 from training.annotations import canonical_split
 from training.config import Device
+
+_MIN_RESAMPLES: Final = 100  # of fewer, the outer 2.5 % are one or two values
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """Evaluate a checkpoint on one split, as the official evaluator counts.
 
-    Writes metrics.json, predictions_<split>.json in SoccerNet's format, and both confusion matrices as PNG.
+    Writes report.html to look at, its pictures as PNG, metrics.json, and predictions_<split>.json in SoccerNet's format.
 
     A split without labels (challenge) gets predictions only.
     """
@@ -37,6 +39,12 @@ class EvaluateConfig:
     """Actions at a time."""
     num_views: int | None = None
     """Views per action at most, the first ones; as many as the checkpoint's clip contract allows where left out."""
+    tta: Literal["none", "flip"] = "none"
+    """Test-time augmentation. flip: the mean of the logits of the views and of the views mirrored left to right."""
+    resamples: int = 2000
+    """Bootstrap resamples of the actions for the 95 % intervals. 0: no intervals."""
+    seed: int = 0
+    """Of the resamples."""
     workers: int | None = None
     """Processes that decode clips; one per CPU, at most 8, where left out. 0: decode in this process."""
     device: Device = "auto"
@@ -48,9 +56,12 @@ class EvaluateConfig:
             ("--batch-size", self.batch_size, 1),
             ("--num-views", 1 if self.num_views is None else self.num_views, 1),
             ("--workers", self.workers or 0, 0),
+            ("--seed", self.seed, 0),
         ):
             if value < low:
                 raise ConfigError(f"{flag} is {value}. Use {low} or more.")
+        few = 0 < self.resamples < _MIN_RESAMPLES or self.resamples < 0
+        check_flag(not few, "--resamples", self.resamples, f"Use {_MIN_RESAMPLES} or more, or 0 (no intervals).")
 
 
 def parse_config(args: Sequence[str]) -> EvaluateConfig:
@@ -66,7 +77,7 @@ def main() -> int:
 def _evaluate() -> int:
     config = parse_config(sys.argv[1:])
     # Late: torch takes seconds to load, and `--help` must answer at once.
-    from training.evaluation import evaluate_checkpoint
+    from training.evaluation.run import evaluate_checkpoint
 
     evaluate_checkpoint(config)
     return 0

@@ -93,6 +93,35 @@ def metrics_from_counts(hits: NDArray[np.int64], occurrences: NDArray[np.int64])
     )
 
 
+@dataclass(frozen=True)
+class ClassMetrics:
+    """Figures of one class, as fractions from 0 to 1; NaN where there is nothing to divide by."""
+
+    precision: float
+    """Share of right ones among the actions answered so; NaN where none was."""
+    recall: float
+    """Share of right answers among the actions labelled so; NaN where none is."""
+    f1: float
+    """Harmonic mean of both; 0 where there is no right answer, NaN where the class is neither labelled nor answered."""
+    support: int
+    """Actions labelled so."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain numbers; what does not exist is None."""
+        return {name: None if np.isnan(value) else value for name, value in vars(self).items()}
+
+
+def class_metrics(confusion: Confusion) -> tuple[ClassMetrics, ...]:
+    """Return the figures of each class, in the order of the matrix."""
+    hits, labelled, answered = np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+
+    def share(parts: NDArray[np.int64], of: NDArray[np.int64]) -> list[float]:
+        return list(np.divide(parts, of, out=np.full(len(parts), np.nan), where=of > 0).tolist())
+
+    columns = (share(hits, answered), share(hits, labelled), share(2 * hits, labelled + answered), labelled.tolist())
+    return tuple(ClassMetrics(*row) for row in zip(*columns, strict=True))
+
+
 def metrics_of(confusions: Mapping[Head, Confusion]) -> Metrics:
     """Return the figures of both heads.
 

@@ -31,14 +31,29 @@ _SEVERITIES: Final = {"1.0": 1, "3.0": 2, "5.0": 3}
 
 @dataclass(frozen=True)
 class OfficialCount:
-    """Right answers and occurrences per class, each int64 `[C]` per head."""
+    """Which of the M actions that count are answered right."""
 
-    hits: Mapping[Head, NDArray[np.int64]]
-    occurrences: Mapping[Head, NDArray[np.int64]]
+    labels: Mapping[Head, NDArray[np.int64]]
+    """int64 `[M]` per head."""
+    right: Mapping[Head, NDArray[np.bool_]]
+    """bool `[M]` per head."""
     unanswered: tuple[str, ...]
     """Ids of the actions that count and have no prediction."""
     never_right: Mapping[str, str]
     """Actions whose offence severity counts as wrong even if the right class is predicted: id, and why."""
+
+    @property
+    def occurrences(self) -> Mapping[Head, NDArray[np.int64]]:
+        """Actions per class, int64 `[C]` per head."""
+        return {head: np.bincount(self.labels[head], minlength=len(names)) for head, names in VOCABULARIES.items()}
+
+    @property
+    def hits(self) -> Mapping[Head, NDArray[np.int64]]:
+        """Right answers per class, int64 `[C]` per head."""
+        return {
+            head: np.bincount(self.labels[head][self.right[head]], minlength=len(names))
+            for head, names in VOCABULARIES.items()
+        }
 
     @property
     def metrics(self) -> Metrics:
@@ -66,15 +81,16 @@ def official_count(annotations: Mapping[str, Any], predictions: Mapping[str, Any
     Raises:
         LabelError: An action class is not in the vocabulary.
     """
-    hits, occurrences = _zeros(), _zeros()
+    labels: dict[Head, list[int]] = {head: [] for head in VOCABULARIES}
+    right: dict[Head, list[bool]] = {head: [] for head in VOCABULARIES}
     unanswered: list[str] = []
     never_right: dict[str, str] = {}
     for action_id, fields in annotations["Actions"].items():
         if (wanted := _wanted(fields)) is None:
             continue
         action, severity, severity_text = wanted
-        occurrences["action"][action] += 1
-        occurrences["offence_severity"][severity] += 1
+        labels["action"].append(action)
+        labels["offence_severity"].append(severity)
         right_fields = soccernet_fields(FoulLabels(action, severity))
         if fields.get("Offence") != right_fields["Offence"]:
             never_right[action_id] = f'its offence is annotated as "{fields.get("Offence")}"'
@@ -82,11 +98,16 @@ def official_count(annotations: Mapping[str, Any], predictions: Mapping[str, Any
             never_right[action_id] = f"it is a Dive annotated with severity {fields['Severity']}"
         if (answer := predictions["Actions"].get(action_id)) is None:
             unanswered.append(action_id)
-            continue
-        hits["action"][action] += answer["Action class"] == fields["Action class"]
-        right = (fields.get("Offence"), severity_text) == (answer["Offence"], answer["Severity"])
-        hits["offence_severity"][severity] += right
-    return OfficialCount(hits, occurrences, tuple(unanswered), never_right)
+            answer = {"Action class": None, "Offence": None, "Severity": None}
+        right["action"].append(answer["Action class"] == fields["Action class"])
+        both = (answer["Offence"], answer["Severity"])
+        right["offence_severity"].append((fields.get("Offence"), severity_text) == both)
+    return OfficialCount(
+        {head: np.asarray(column, np.int64) for head, column in labels.items()},
+        {head: np.asarray(column, np.bool_) for head, column in right.items()},
+        tuple(unanswered),
+        never_right,
+    )
 
 
 def _wanted(fields: Mapping[str, Any]) -> tuple[int, int, str] | None:
@@ -103,7 +124,3 @@ def _wanted(fields: Mapping[str, Any]) -> tuple[int, int, str] | None:
     if offence not in ("Offence", *_UNDECIDED_OFFENCE) or not isinstance(decided, str) or decided not in _SEVERITIES:
         return None
     return action, _SEVERITIES[decided], "1.0" if dive else decided
-
-
-def _zeros() -> dict[Head, NDArray[np.int64]]:
-    return {head: np.zeros(len(names), np.int64) for head, names in VOCABULARIES.items()}

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mvfoul.labels import VOCABULARIES, Head
+from training.calibration import Reliability
 from training.metrics import Confusion
 
 if TYPE_CHECKING:
@@ -56,6 +57,34 @@ def plot_confusion(path: Path, confusion: Confusion, head: Head, *, title: str) 
     axis.set_yticks(range(len(names)), names)
     axis.set(xlabel="predicted", ylabel="labelled", title=title)
     figure.colorbar(image, ax=axis, label="share of the label's actions")
+    _save(figure, path)
+
+
+def plot_reliability(path: Path, curves: Mapping[Head, Mapping[str, Reliability]], *, title: str) -> None:
+    """Draw accuracy over confidence, and below it how many actions have which confidence.
+
+    Args:
+        path: The PNG to write.
+        curves: By head and name, such as "before" and "after".
+        title: Above all.
+    """
+    figure = Figure(figsize=(6 * len(curves), 6), layout="constrained")
+    axes = figure.subplots(2, len(curves), squeeze=False, sharex=True, height_ratios=(3, 1))
+    for (upper, lower), (head, named) in zip(axes.T, curves.items(), strict=True):
+        upper.plot([0, 1], [0, 1], color="grey", linestyle=":", label="perfect")
+        for number, (name, curve) in enumerate(named.items()):
+            filled = [k for k, count in enumerate(curve.counts) if count]
+            label = f"{name}: ECE {100 * curve.ece:.1f} %, NLL {curve.nll:.3f}"
+            points = [curve.confidences[k] for k in filled], [curve.accuracies[k] for k in filled]
+            upper.plot(*points, marker="o", label=label)
+            edges = np.linspace(0, 1, len(curve.counts) + 1)
+            width = (edges[1] - edges[0]) / (len(named) + 0.5)
+            lower.bar(edges[:-1] + number * width, curve.counts, width=width, align="edge")
+        upper.set(title=_TITLES[head], ylabel="share of right answers", xlim=(0, 1), ylim=(-0.02, 1.02))
+        lower.set(xlabel="confidence of the answer", ylabel="actions")
+        upper.grid(alpha=0.3)
+        upper.legend(loc="upper left")
+    figure.suptitle(title)
     _save(figure, path)
 
 

@@ -141,23 +141,23 @@ class TensorBoardTracker:
         except ImportError as error:
             raise _missing("--track.tensorboard", "tensorboard", "training", error) from error
         last = len(done)
-        self._writer = SummaryWriter(str(folder), purge_step=last or None)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder), purge_step=last or None)
         if not done:
             # Indented by four: Markdown's code.
             text = "\n".join(f"    {line}" for line in json.dumps(settings, indent=2).splitlines())
-            self._writer.add_text("settings", text, 0)  # type: ignore[no-untyped-call]
+            self._writer.add_text("settings", text, 0)
         else:
             self.log(done[-1], epoch=last)
 
     def log(self, values: Row, *, epoch: int) -> None:
         """Write and flush: a run can be watched."""
         for name, value in values.items():
-            self._writer.add_scalar(name, value, epoch)  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, epoch)
+        self._writer.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class WandbTracker:

@@ -16,7 +16,7 @@ from mvfoul.labels import from_soccernet_json
 from training.checkpoint import load_network
 from training.dataset import MultiViewDataset, collate_actions
 from training.evaluate import EvaluateConfig, main
-from training.evaluation import evaluate_checkpoint
+from training.evaluation.run import evaluate_checkpoint
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_the_answers_do_not_depend_on_the_batch_size(config):
 def test_each_view_is_also_answered_alone(config):
     evaluation = evaluate_checkpoint(config)
     first_views = _logits(config, "test", num_views=1)
-    views = iter(zip(evaluation.answers.view_labels["action"], evaluation.answers.view_answers["action"], strict=True))
+    views = iter(zip(evaluation.answers.view_labels("action"), evaluation.answers.view_answers("action"), strict=True))
     for number, action_id in enumerate(evaluation.answers.action_ids):
         label, answer = next(views)
         assert label == number % 8

@@ -22,7 +22,7 @@ from mvfoul.labels import (
     to_soccernet_json,
 )
 from training.evaluate import EvaluateConfig
-from training.evaluation import evaluate_checkpoint
+from training.evaluation.run import evaluate_checkpoint
 from training.official import official_count
 
 # The official evaluator never closes the files that it opens.
