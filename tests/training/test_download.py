@@ -47,12 +47,14 @@ class Hub:
     release: threading.Event = field(default_factory=threading.Event)
     gets: list[tuple[str, str | None]] = field(default_factory=list)
     """(file, Range) of every transfer."""
+    tokens: set[str | None] = field(default_factory=set)
     url: str = ""
 
 
 def _handler(hub: Hub):  # noqa: C901
     class Handler(http.server.BaseHTTPRequestHandler):
         def _head(self):
+            hub.tokens.add(self.headers.get("Authorization"))
             match = PATH.fullmatch(self.path)
             if match is None or match["repo"] != REPOSITORY:
                 return self._refuse("RepoNotFound", 401)
@@ -392,6 +394,13 @@ def test_a_missing_file_repository_or_revision_is_named_with_the_cure(hub, tmp_p
         fetch(config(hub, tmp_path, repo="Some/Body"))
     with pytest.raises(DownloadError, match="has no revision 'v9'"):
         fetch(config(hub, tmp_path, revision="v9"))
+
+
+def test_the_token_of_the_environment_is_sent_with_every_request(hub, tmp_path, monkeypatch):
+    hub.files = {"train.zip": zipped(split_files())}
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    fetch(config(hub, tmp_path))
+    assert hub.tokens == {"Bearer hf_test"}
 
 
 def test_a_hub_that_cannot_be_reached_is_named(tmp_path):
