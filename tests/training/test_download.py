@@ -304,6 +304,16 @@ def test_a_file_that_was_deleted_since_comes_back(hub, tmp_path):
     assert content_of(tmp_path / "train") == split_files()
 
 
+def test_a_part_that_is_longer_than_the_file_is_thrown_away(hub, tmp_path):
+    hub.files = {"train.zip": zipped(split_files())}
+    digest = hashlib.sha256(hub.files["train.zip"]).hexdigest()
+    (tmp_path / ".download").mkdir()
+    (tmp_path / ".download" / f"train.zip.{digest[:12]}.part").write_bytes(bytes(len(hub.files["train.zip"]) + 1))
+    fetch(config(hub, tmp_path))
+    assert hub.gets == [("train.zip", None)]
+    assert content_of(tmp_path / "train") == split_files()
+
+
 def test_what_has_another_hash_than_the_hub_says_is_deleted(hub, tmp_path):
     hub.files = {"train.zip": zipped(split_files())}
     hub.sha256 = {"train.zip": "ab" * 32}

@@ -80,12 +80,12 @@ def download(config: DownloadConfig, remote: RemoteFile, target: Path, *, folder
     part = part_of(remote, folder)
     with _sentences(config, remote.name), part.open("ab") as stream:
         if stream.tell() > remote.size_bytes:
-            stream.truncate(0)
-        have = stream.tell() if stream.tell() <= remote.size_bytes else 0
+            stream.seek(0)
+            stream.truncate()
         http_get(
             remote.url,
             stream,
-            resume_size=have,
+            resume_size=stream.tell(),
             headers=build_hf_headers(),
             expected_size=remote.size_bytes,
             displayed_filename=remote.name,
