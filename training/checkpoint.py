@@ -98,8 +98,16 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, also: Sequence[Path] 
             with suppress(OSError):
                 leftover.unlink(missing_ok=True)
         raise CheckpointError(
-            f"cannot write {path}: {error}. Free space or choose another --output. What was saved before is whole."
+            f"cannot write {path}: {_reason(error)}. Free space or choose another --output. What was saved before is whole."
         ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return what the system said; torch's writer hides it behind its own complaint about positions."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    return str(cause or error)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
