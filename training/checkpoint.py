@@ -98,7 +98,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, also: Sequence[Path] 
             with suppress(OSError):
                 leftover.unlink(missing_ok=True)
         raise CheckpointError(
-            f"cannot write {path}: {_reason(error)}. Free space or choose another --output. What was saved before is whole."
+            f"cannot write {path}: {_reason(error)}. Free space or choose another --output. What was saved before is "
+            "whole."
         ) from error
 
 
