@@ -128,7 +128,6 @@ def hub(monkeypatch):
     served.url = f"http://127.0.0.1:{server.server_address[1]}"
     for name in ("HF_TOKEN", "SOCCERNET_PASSWORD"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     yield served
     served.release.set()
     server.shutdown()

@@ -56,7 +56,8 @@ def _fetch_split(config: DownloadConfig, split: Split, remote: RemoteFile, work:
     if wrong and path.exists() and path == kept:
         raise DownloadError(f"{path} is there and is not the hub's: {wrong}. Move it away, or choose another --out.")
     if wrong:
-        download(config, remote, path, folder=work)
+        with _bar(console, f"downloading {remote.name}", remote.size_bytes) as advance:
+            download(config, remote, path, folder=work, on_bytes=advance)
     if remote.sha256 is None:
         console.print("  the hub gives no hash of it: only its size and its checksums are checked", markup=False)
     password = config.password or os.environ.get(PASSWORD_VARIABLE)

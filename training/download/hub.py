@@ -26,6 +26,7 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from mvfoul.errors import DownloadError
+from training.download.archive import OnBytes
 from training.download.config import REPOSITORY_720P, DownloadConfig
 
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -65,7 +66,7 @@ def part_of(remote: RemoteFile, folder: Path) -> Path:
     return folder / f"{remote.name}.{(remote.sha256 or str(remote.size_bytes))[:12]}.part"
 
 
-def download(config: DownloadConfig, remote: RemoteFile, target: Path, *, folder: Path) -> None:
+def download(config: DownloadConfig, remote: RemoteFile, target: Path, *, folder: Path, on_bytes: OnBytes) -> None:
     """Fetch a file, going on with what is there of it, and check size and hash.
 
     Args:
@@ -73,6 +74,7 @@ def download(config: DownloadConfig, remote: RemoteFile, target: Path, *, folder
         remote: As `remote_file` says.
         target: Where the whole file goes, by a rename.
         folder: Of the unfinished file; on the same disk as the target.
+        on_bytes: Called while it goes, first with what is there.
 
     Raises:
         DownloadError: The connection or the disk failed, or what came is not what the hub says.
@@ -82,18 +84,32 @@ def download(config: DownloadConfig, remote: RemoteFile, target: Path, *, folder
         if stream.tell() > remote.size_bytes:
             stream.seek(0)
             stream.truncate()
+        on_bytes(stream.tell())
         http_get(
             remote.url,
             stream,
             resume_size=stream.tell(),
             headers=build_hf_headers(),
             expected_size=remote.size_bytes,
-            displayed_filename=remote.name,
+            tqdm_class=lambda **_: _Progress(on_bytes),  # type: ignore[arg-type]
         )
     if wrong := difference(part, remote):
         part.unlink()
         raise DownloadError(f"{remote.name} came damaged: {wrong}. It is deleted; run the same command again.")
     part.replace(target)
+
+
+class _Progress:
+    """What the hub's client asks of a progress bar; its own stays hidden on some terminals."""
+
+    def __init__(self, on_bytes: OnBytes) -> None:
+        self.update = on_bytes
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 def difference(path: Path, remote: RemoteFile) -> str | None:
