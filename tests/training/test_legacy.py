@@ -23,6 +23,7 @@ from training.config import ClipConfig
 from training.legacy.config import LegacyConfig, default_clip, parse_config
 from training.legacy.convert import convert, network_of, read_published
 from training.model.names import AGGREGATION_NAMES, BACKBONE_NAMES
+from training.run import train
 
 # torchvision's S3D pools a window of (2, 7, 7), which needs 16 frames of 224 px.
 SMALL = {name: preset("vars-2023", size_px=32, short_side_px=36) for name in BACKBONE_NAMES}
@@ -190,6 +191,14 @@ def test_features_of_400_logits_are_recorded_so_that_the_checkpoint_alone_rebuil
     assert (network.feature_name, network.feature_dim) == ("kinetics-logits", 400)
     assert checkpoint.options == {**checkpoint.options, "features": "kinetics-logits"}
     assert network.encode(views_of(clip, 1)).shape == (1, 400)
+
+
+def test_a_run_can_train_such_a_network_and_its_checkpoint_says_so(tiny_config, tmp_path):
+    model = {"features": "kinetics-logits", "aggregation": "attention"}
+    train(tiny_config(output=tmp_path / "run", model=model, loop={"epochs": 1}))
+    network, checkpoint = load_network(tmp_path / "run" / "best.pth.tar")
+    assert checkpoint.options["features"] == network.feature_name == "kinetics-logits"
+    assert network.feature_dim == 400
 
 
 def test_a_file_that_is_there_is_not_overwritten_unless_asked(file, tmp_path):
