@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,9 +16,12 @@ from mvfoul.clip import ClipSpec
 from mvfoul.command import available_cpus
 from mvfoul.errors import ConfigError
 from mvfoul.labels import VOCABULARIES
+from training.cache.store import ClipStore
+from training.clips import ClipReader
 from training.config import Device, TrainConfig
 from training.dataset import ActionSample, MultiViewDataset, collate_actions
 from training.distributed import World
+from training.frames import FrameRule
 from training.learner import Learner, build_learner
 from training.model.backbone import BACKBONES
 from training.model.network import FoulNetwork
@@ -30,6 +32,7 @@ from training.sampling import sampling_weights
 
 _GIB: Final = 1 << 30
 _MAX_DEFAULT_WORKERS: Final = 8
+_DEFAULT_PREFETCH: Final = 2
 
 Progress = Callable[[str, int, int], None]
 """What is done, how many so far, how many in all."""
@@ -96,6 +99,7 @@ def assemble(config: TrainConfig, progress: Progress | None = None, *, world: Wo
             weights=config.weights,
             dropout=config.model.dropout,
             features=config.model.features,
+            view_embedding=config.model.view_embedding,
         )
     # Last of what can fail and first of what takes long.
     _preload({"train": train.dataset, "valid": valid.dataset}, config.data.preload_gib, progress)
@@ -118,14 +122,37 @@ def load_split(
         config.data.root, name, num_views=config.data.num_views if training else clip.max_views, clip=clip
     )
     dataset.seed = config.seed
+    dataset.clips = clip_reader(config, clip, training=training)
     if training and (ranges := config.augment.resolved()).change_pixels:
         dataset.augmentation = ranges
     weights = sampling_weights(config.loss, dataset.records) if training else None
     order = Order(length=len(dataset), seed=config.seed, shuffle=training, weights=weights)
-    sampler = StepSampler(order, batch_size=config.loop.batch_size, world=world)
+    accumulate = config.loop.accumulate if training else 1
+    sampler = StepSampler(order, batch_size=config.loop.batch_size, world=world, accumulate=accumulate)
     workers = default_workers(world) if config.data.workers is None else config.data.workers
-    loader = build_loader(dataset, sampler=sampler, batch_size=config.loop.batch_size, workers=workers, device=device)
+    loader = build_loader(
+        dataset,
+        sampler=sampler,
+        batch_size=config.loop.batch_size,
+        workers=workers,
+        prefetch=config.data.prefetch,
+        device=device,
+    )
     return Split(dataset, loader, sampler)
+
+
+def clip_reader(config: TrainConfig, clip: ClipSpec, *, training: bool) -> ClipReader:
+    """Return where a split's pixels come from; only training shifts frames at random.
+
+    Raises:
+        ConfigError: The cache's folder cannot be used.
+    """
+    jitter = config.augment.resolved().temporal_jitter if training else 0
+    rule = FrameRule(clip, jitter=jitter, replay_aware=config.data.replay_aware)
+    if config.data.cache_dir is None:
+        return ClipReader(rule)
+    limit_bytes = int(config.data.cache_limit_gib * _GIB)
+    return ClipReader(rule, store=ClipStore(config.data.cache_dir, limit_bytes=limit_bytes))
 
 
 def build_loader(
@@ -134,6 +161,7 @@ def build_loader(
     sampler: StepSampler | None = None,
     batch_size: int,
     workers: int | None,
+    prefetch: int | None = None,
     device: torch.device,
 ) -> DataLoader[ActionSample]:
     """Return a loader of `ActionBatch`es; without a sampler in the order of the annotations."""
@@ -144,6 +172,7 @@ def build_loader(
         num_workers=workers,
         collate_fn=partial(collate_actions, clip=dataset.clip),
         persistent_workers=workers > 0,
+        prefetch_factor=prefetch or _DEFAULT_PREFETCH if workers else None,
         pin_memory=device.type == "cuda",
         worker_init_fn=_leave_the_end_to_the_parent if workers else None,
     )
@@ -174,8 +203,7 @@ def _preload(datasets: Mapping[str, MultiViewDataset], gib: float, progress: Pro
     for name, dataset in datasets.items() if left_bytes else ():
         show = None if progress is None else partial(progress, f"decoding {name}")
         dataset.preload(max_bytes=left_bytes, num_threads=available_cpus(), progress=show)
-        clips = sum(len(record.clips) for record in dataset.records)
-        left_bytes -= clips * math.prod(dataset.clip.view_shape)
+        left_bytes -= dataset.clips.preloaded_bytes
 
 
 def _leave_the_end_to_the_parent(_worker: int) -> None:

@@ -16,7 +16,6 @@ the sample and of the batch, through worker processes too.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -28,11 +27,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mvfoul.clip import TIMELINE_FPS, ClipSpec, preset, sample_window
-from mvfoul.errors import ConfigError, InvalidClipError
-from mvfoul.video import decode_clip
-from training.annotations import ActionRecord, ClipRecord, load_annotations
+from mvfoul.errors import ConfigError
+from training.annotations import ActionRecord, load_annotations
 from training.augment.parameters import DRAWS, ROW, draw
+from training.clips import ClipReader
 from training.config.augment import Ranges
+from training.frames import FrameRule
 
 UNLABELLED: Final = -1
 LIVE: Final = 0
@@ -159,7 +159,8 @@ class MultiViewDataset(Dataset[ActionSample]):
         """Change it before a DataLoader starts."""
         # Shared memory: workers that persist over epochs see the change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-        self._preloaded: dict[Path, Tensor | str] = {}
+        self.clips = ClipReader(FrameRule(self.clip))
+        """Where pixels come from. Replace it before a DataLoader starts."""
 
     @property
     def records(self) -> tuple[ActionRecord, ...]:
@@ -181,7 +182,7 @@ class MultiViewDataset(Dataset[ActionSample]):
         generator = self._generator(index % len(self), *repetition)
         # One row for each clip, read or not: whether another clip can be read makes no difference.
         uniforms = torch.rand(len(record.clips), DRAWS + 1, generator=generator, dtype=torch.float64)
-        views, chosen, skipped = self._views(record, generator)
+        views, chosen, skipped = self._views(record, self._shifts(uniforms[:, DRAWS]), generator)
         if self.transform is not None and len(views):
             views = _transformed(views, self.transform, seed=int(torch.randint(2**62, (), generator=generator)))
         labels = record.labels
@@ -206,7 +207,7 @@ class MultiViewDataset(Dataset[ActionSample]):
         Call it before a DataLoader starts: worker processes then share the memory instead of filling their own.
 
         Args:
-            max_bytes: Limit of the decoded size, `3 * T * H * W` bytes per clip.
+            max_bytes: Limit of the decoded size, `3 * T * H * W` bytes per clip and more with jitter.
             num_threads: Clips decoded at the same time.
             progress: Called with (clips done, clips in all).
 
@@ -217,36 +218,20 @@ class MultiViewDataset(Dataset[ActionSample]):
             ConfigError: The clips need more than `max_bytes`; nothing is decoded.
         """
         clips = [clip for record in self.records for clip in record.clips]
-        needed = len(clips) * int(np.prod(self.clip.view_shape))
-        if needed > max_bytes:
-            raise ConfigError(
-                f"{len(clips)} clips of {self.split} need {needed:,} bytes of memory, max_bytes is {max_bytes:,}. "
-                "Raise it, use a smaller clip spec, or do not preload."
-            )
-        # One block: thousands of tensors of their own would each cost a file handle under the spawn start method.
-        store = torch.empty((len(clips), *self.clip.view_shape), dtype=torch.uint8)
-
-        def fill(row: int) -> Tensor | str:
-            view = self._decode(clips[row])
-            return view if isinstance(view, str) else store[row].copy_(view)
-
-        loaded: dict[Path, Tensor | str] = {}
-        pool = ThreadPoolExecutor(num_threads)
         try:
-            for row, view in enumerate(pool.map(fill, range(len(clips)))):
-                loaded[clips[row].path] = view
-                if progress is not None:
-                    progress(row + 1, len(clips))
-        finally:
-            # On Ctrl-C: do not decode what is still waiting.
-            pool.shutdown(cancel_futures=True)
-        self._preloaded = loaded
-        return tuple(view for view in loaded.values() if isinstance(view, str))
+            return self.clips.preload(clips, max_bytes=max_bytes, num_threads=num_threads, progress=progress)
+        except ConfigError as error:
+            raise ConfigError(f"{self.split}: {error}") from error
 
     def _generator(self, *numbers: int) -> torch.Generator:
         # numpy's SeedSequence mixes the numbers: neighbouring epochs and indices are unrelated.
         state = np.random.SeedSequence((self.seed, int(self._epoch), *numbers)).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+
+    def _shifts(self, uniforms: Tensor) -> list[int]:
+        jitter = self.clips.rule.jitter
+        shifts: list[int] = (torch.floor(uniforms * (2 * jitter + 1)).long() - jitter).tolist()
+        return shifts
 
     def _changes(self, uniforms: Tensor) -> Tensor | None:
         if self.augmentation is None:
@@ -254,7 +239,9 @@ class MultiViewDataset(Dataset[ActionSample]):
         rows = [draw(self.augmentation, numbers).row() for numbers in uniforms.tolist()]
         return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, ROW)
 
-    def _views(self, record: ActionRecord, generator: torch.Generator) -> tuple[Tensor, list[int], tuple[str, ...]]:
+    def _views(
+        self, record: ActionRecord, shifts: Sequence[int], generator: torch.Generator
+    ) -> tuple[Tensor, list[int], tuple[str, ...]]:
         """Return the views, their clips' positions in the record, and what could not be decoded."""
         order: Sequence[int] = range(len(record.clips))
         if self.random_views and len(record.clips) > self.num_views:
@@ -264,7 +251,7 @@ class MultiViewDataset(Dataset[ActionSample]):
         for position in order:
             if len(views) == self.num_views:
                 break
-            view = self._load(record.clips[position])
+            view = self.clips.read(record.clips[position], shifts[position])
             if isinstance(view, str):
                 skipped.append(f"action {record.action_id}: {view}")
             else:
@@ -273,16 +260,6 @@ class MultiViewDataset(Dataset[ActionSample]):
         if not views:
             return torch.empty((0, *self.clip.view_shape), dtype=torch.uint8), chosen, tuple(skipped)
         return torch.stack([views[position] for position in chosen]), chosen, tuple(skipped)
-
-    def _load(self, clip: ClipRecord) -> Tensor | str:
-        return self._preloaded[clip.path] if clip.path in self._preloaded else self._decode(clip)
-
-    def _decode(self, clip: ClipRecord) -> Tensor | str:
-        """Return a view, or the reason why there is none."""
-        try:
-            return torch.from_numpy(decode_clip(clip.path, self.clip))
-        except (InvalidClipError, OSError) as error:  # OSError: no permission, a network folder that went away
-            return f"{clip.path}: {error}"
 
 
 def collate_actions(samples: Iterable[ActionSample], *, clip: ClipSpec | None = None) -> ActionBatch:

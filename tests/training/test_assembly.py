@@ -100,10 +100,10 @@ def test_the_first_weights_depend_on_the_seed_only(tiny_config):
 
 
 def test_preloading_more_than_allowed_is_refused(tiny_config):
-    with pytest.raises(ConfigError, match="clips of train need"):
+    with pytest.raises(ConfigError, match="train: 31 clips need"):
         assemble(tiny_config(data={"preload_gib": 1e-6}))
     train_bytes = 31 * 3 * 2 * 16 * 16
-    with pytest.raises(ConfigError, match="clips of valid need"):  # what train leaves is too little
+    with pytest.raises(ConfigError, match="valid: 15 clips need"):  # what train leaves is too little
         assemble(tiny_config(data={"preload_gib": 1.1 * train_bytes / 2**30}))
     assemble(tiny_config(data={"preload_gib": 1.6 * train_bytes / 2**30}))
 

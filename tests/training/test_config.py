@@ -153,8 +153,13 @@ def test_every_setting_is_read_by_the_code_that_trains(repo_root):
     [
         ("training", "help.txt"),
         ("training.evaluate", "evaluate_help.txt"),
+        ("training.calibrate", "calibrate_help.txt"),
+        ("training.compare", "compare_help.txt"),
+        ("training.sweep", "sweep_help.txt"),
         ("training.download", "download_help.txt"),
         ("training.legacy", "legacy_help.txt"),
+        ("training.cache", "cache_help.txt"),
+        ("training.preview", "preview_help.txt"),
     ],
 )
 def test_the_help_is_the_golden_one(repo_root, module, golden):

@@ -281,7 +281,7 @@ def test_a_transform_does_not_reach_the_preloaded_pixels(write):
 
 def test_preloading_more_than_allowed_is_refused_before_any_work(write):
     data = open_data(write([[40, 70]]))
-    with pytest.raises(ConfigError, match=r"2 clips of train need 6,144 bytes of memory, max_bytes is 6,000"):
+    with pytest.raises(ConfigError, match=r"train: 2 clips need 6,144 bytes of memory, max_bytes is 6,000"):
         data.preload(max_bytes=6000, progress=lambda done, total: pytest.fail(f"decoded {done} of {total}"))
 
 

@@ -69,15 +69,16 @@ class ViewChange:
 
     def homography(self) -> Matrix:
         """Return where each point of the view goes: mirrored, then affine, perspective, rotation and crop."""
-        matrix = np.diag([-1.0 if self.flip else 1.0, 1.0, 1.0])
-        for step in (self._affine(), self._perspective(), _rotation(self.rotation_deg), self._enlarge()):
-            matrix = step @ matrix
+        mirrored = np.diag([-1.0 if self.flip else 1.0, 1.0, 1.0])
+        warped = self._perspective() @ self._affine() @ mirrored
+        matrix: Matrix = self._enlarge() @ _rotation(self.rotation_deg) @ warped
         return matrix
 
     def _affine(self) -> Matrix:
         moved = np.array([[1.0, 0.0, 2 * self.translate[0]], [0.0, 1.0, 2 * self.translate[1]], [0.0, 0.0, 1.0]])
         sheared = np.array([[1.0, -math.tan(math.radians(self.shear_deg)), 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-        return moved @ np.diag([self.scale, self.scale, 1.0]) @ sheared
+        matrix: Matrix = moved @ np.diag([self.scale, self.scale, 1.0]) @ sheared
+        return matrix
 
     def _perspective(self) -> Matrix:
         if self.corners is None:
@@ -93,7 +94,8 @@ class ViewChange:
     def _colour(self) -> Matrix:
         grey = np.tile(np.array(LUMA) / sum(LUMA), (3, 1))
         saturated = self.saturation * np.eye(3) + (1 - self.saturation) * grey
-        return self.contrast * self.brightness * (_hue(self.hue_deg) @ saturated)
+        colour: Matrix = self.contrast * self.brightness * (_hue(self.hue_deg) @ saturated)
+        return colour
 
 
 def draw(ranges: Ranges, uniforms: Sequence[float]) -> ViewChange:
@@ -168,11 +170,11 @@ def _hue(degrees: float) -> Matrix:
 
     Linear, unlike torchvision's turn in HSV, so that it is part of the one colour matrix.
     """
-    # An axis along grey, and red against its luma: turn in the plane of equal luma.
     luma = np.array(LUMA) / sum(LUMA)
-    grey = np.ones(3)
-    # Basis of the plane of luma 0, orthonormal; columns of `basis` with grey make up all colours.
+    # Grey, and an orthonormal basis of the plane of luma 0, make up all colours; the turn is in that plane.
     plane = np.linalg.svd(luma[None, :])[2][1:].T
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     turned = plane @ np.array([[cos, -sin], [sin, cos]]) @ plane.T
-    return np.outer(grey, luma) + turned @ (np.eye(3) - np.outer(grey, luma))
+    grey = np.outer(np.ones(3), luma)
+    colour: Matrix = grey + turned @ (np.eye(3) - grey)
+    return colour

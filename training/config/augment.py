@@ -14,6 +14,24 @@ Range = tuple[float, float]
 
 _NO_CHANGE: Final[Range] = (1.0, 1.0)
 
+_BOUNDS: Final[Mapping[str, Range]] = {
+    "flip": (0, 1),
+    "rotation_deg": (0, 180),
+    "hue_deg": (0, 180),
+    "translate": (0, 1),
+    "shear_deg": (0, 60),
+    "perspective": (0, 0.9),
+    "temporal_jitter": (0, 25),
+}
+_RANGE_BOUNDS: Final[Mapping[str, Range]] = {
+    "brightness": (0, 10),
+    "contrast": (0, 10),
+    "saturation": (0, 10),
+    "scale": (0.1, 10),
+    "crop": (0.05, 1),
+    "blur_px": (0, 10),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ranges:
@@ -101,28 +119,13 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         values = self.resolved()
-        for name, low, high in (
-            ("flip", 0, 1),
-            ("rotation_deg", 0, 180),
-            ("hue_deg", 0, 180),
-            ("translate", 0, 1),
-            ("shear_deg", 0, 60),
-            ("perspective", 0, 0.9),
-            ("temporal_jitter", 0, 25),
-        ):
+        for name, (low, high) in _BOUNDS.items():
             value = getattr(values, name)
-            check_flag(low <= value <= high, _flag(name), value, f"Use {low} to {high}.")
-        for name, low, high in (
-            ("brightness", 0, 10),
-            ("contrast", 0, 10),
-            ("saturation", 0, 10),
-            ("scale", 0.1, 10),
-            ("crop", 0.05, 1),
-            ("blur_px", 0, 10),
-        ):
+            check_flag(low <= value <= high, _flag(name), value, f"Use {low:g} to {high:g}.")
+        for name, (low, high) in _RANGE_BOUNDS.items():
             start, end = getattr(values, name)
             good = low <= start <= end <= high and math.isfinite(end)
-            check_flag(good, _flag(name), (start, end), f"Give the smaller first; both from {low} to {high}.")
+            check_flag(good, _flag(name), (start, end), f"Give the smaller first; both from {low:g} to {high:g}.")
 
     def resolved(self) -> Ranges:
         """Return the preset's values with those that replace them."""

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from mvfoul.clip import RGB, ClipSpec, Resize, preset, with_size
 from mvfoul.command import check_flag
 
+_DEFAULT_CACHE_GIB = 50.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -17,16 +19,44 @@ class DataConfig:
     root: Path
     """Folder with the splits in it: train/annotations.json, train/action_0/clip_0.mp4, valid/..."""
     num_views: int = 5
-    """Views per action at most. Training draws among more, validation takes the first ones."""
+    """Views per action that training draws at most; validation takes all, up to --clip.max-views."""
+    replay_aware: bool = False
+    """Spread the frames of a slowed replay around the contact, by its annotated speed, so that all views show about the
+    same real time; in training and validation. A server knows no replay speed: it shows the network slowed replays."""
     workers: int | None = None
     """Processes that decode clips; one per CPU, at most 8, where left out. 0: decode in the training process."""
+    prefetch: int | None = None
+    """Batches that each worker loads ahead; 2 where left out."""
+    cache_dir: Path | None = None
+    """Keep decoded clips in this folder: later epochs, runs and ranks read them instead of decoding."""
+    cache_gib: float | None = None
+    """Size of the cache at most; 50 where left out. Nothing is thrown out for it. 0: use what is there, add nothing."""
     preload_gib: float = 0.0
-    """Decode all clips once, into at most this many GiB of memory for both splits. 0: decode in every epoch."""
+    """Hold all clips in memory, of at most this many GiB for both splits; for small data. 0: load in every epoch."""
 
     def __post_init__(self) -> None:
         check_flag(self.num_views >= 1, "--data.num-views", self.num_views, "Use 1 or more.")
         check_flag(self.workers is None or self.workers >= 0, "--data.workers", self.workers, "Use 0 or more.")
+        check_flag(self.prefetch is None or self.prefetch >= 1, "--data.prefetch", self.prefetch, "Use 1 or more.")
+        check_flag(
+            self.prefetch is None or self.workers != 0,
+            "--data.prefetch",
+            self.prefetch,
+            "Without workers nothing is loaded ahead; use --data.workers 1 or more, or --data.prefetch None.",
+        )
+        check_flag(
+            self.cache_gib is None or self.cache_dir is not None,
+            "--data.cache-gib",
+            self.cache_gib,
+            "It goes with --data.cache-dir DIR; take it back with --data.cache-gib None.",
+        )
+        check_flag(0 <= self.cache_limit_gib < 2**20, "--data.cache-gib", self.cache_gib, "Use 0 or more.")
         check_flag(self.preload_gib >= 0, "--data.preload-gib", self.preload_gib, "Use 0 (off) or more.")
+
+    @property
+    def cache_limit_gib(self) -> float:
+        """The cache's size at most."""
+        return _DEFAULT_CACHE_GIB if self.cache_gib is None else self.cache_gib
 
 
 @dataclass(frozen=True, kw_only=True)
