@@ -1,7 +1,7 @@
 """Whether a confidence of 80 % is right 80 times in 100, and one temperature per head that makes it so.
 
 After Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks" (ICML 2017): the logits are divided by
-the temperature that minimises the negative log-likelihood of validation actions. The most probable class stays the same.
+the temperature with the least negative log-likelihood of validation actions. The most probable class stays the same.
 The expected calibration error is over 15 bins of equal width of the highest probability, as there.
 """
 

@@ -22,7 +22,7 @@ _MIN_RESAMPLES: Final = 100  # of fewer, the outer 2.5 % are one or two values
 class EvaluateConfig:
     """Evaluate a checkpoint on one split, as the official evaluator counts.
 
-    Writes report.html to look at, its pictures as PNG, metrics.json, and predictions_<split>.json in SoccerNet's format.
+    Writes report.html to look at, its pictures as PNG, metrics.json, and predictions_<split>.json as SoccerNet has it.
 
     A split without labels (challenge) gets predictions only.
     """

@@ -60,6 +60,57 @@ def plot_confusion(path: Path, confusion: Confusion, head: Head, *, title: str) 
     _save(figure, path)
 
 
+def plot_runs(path: Path, runs: Mapping[str, Sequence[Mapping[str, float | None]]]) -> None:
+    """Draw what tells runs apart, a line each: the validation score, loss and accuracies, and the learning rate.
+
+    Args:
+        path: The PNG to write.
+        runs: By name, the figures of each epoch.
+    """
+    kinds = {
+        "valid/score": "valid score",
+        "valid/loss": "valid loss",
+        "train/loss": "train loss",
+        "valid/action/balanced_accuracy": "valid action class: balanced accuracy",
+        "valid/offence_severity/balanced_accuracy": "valid offence severity: balanced accuracy",
+        "lr": "learning rate",
+    }
+    figure = Figure(figsize=(15, 8), layout="constrained")
+    for axis, (name, title) in zip(figure.subplots(2, 3).flat, kinds.items(), strict=True):
+        for label, rows in runs.items():
+            values = [np.nan if (value := row.get(name)) is None else value for row in rows]
+            axis.plot(range(1, len(values) + 1), values, label=label, marker=".")
+        axis.set(title=title, xlabel="epoch")
+        axis.grid(alpha=0.3)
+    figure.axes[0].legend()
+    _save(figure, path)
+
+
+def plot_sweep(path: Path, columns: Mapping[str, Sequence[float]], spreads: Mapping[str, Mapping[str, float]]) -> None:
+    """Draw the results of seeds as points, with their mean and its 95 % interval; losses are left out.
+
+    Args:
+        path: The PNG to write.
+        columns: By figure, a fraction from 0 to 1 per seed.
+        spreads: By figure: mean, low and high.
+    """
+    shown = [name for name in columns if not name.endswith("loss")]
+    figure = Figure(figsize=(9, 0.7 * len(shown) + 1.5), layout="constrained")
+    axis = figure.subplots()
+    for row, name in enumerate(shown):
+        found = spreads[name]
+        axis.plot([100 * found["low"], 100 * found["high"]], [row, row], color="C0", linewidth=6, alpha=0.3)
+        axis.plot(100 * found["mean"], row, "|", color="C0", markersize=22, markeredgewidth=2)
+        axis.plot(
+            [100 * value for value in columns[name]], [row] * len(columns[name]), "o", color="black", markersize=4
+        )
+    axis.set_yticks(range(len(shown)), [name.removeprefix("valid/").replace("_", " ") for name in shown])
+    axis.invert_yaxis()
+    axis.set(xlabel="%", title="each seed, the mean, and its 95 % interval (Student's t)")
+    axis.grid(alpha=0.3, axis="x")
+    _save(figure, path)
+
+
 def plot_reliability(path: Path, curves: Mapping[Head, Mapping[str, Reliability]], *, title: str) -> None:
     """Draw accuracy over confidence, and below it how many actions have which confidence.
 

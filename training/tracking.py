@@ -81,7 +81,7 @@ def open_trackers(
     Raises:
         ConfigError: A package is missing, Weights & Biases does not answer, or the folder cannot be written.
     """
-    done = _rows(histories or {})
+    done = rows_of(histories or {})
     opened: list[Tracker] = []
     try:
         if not done:
@@ -201,7 +201,7 @@ class WandbTracker:
         self._run.finish()
 
 
-def _rows(histories: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
+def rows_of(histories: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
     """Turn one list per curve into one row per epoch; curves that began later are in the later rows only."""
     epochs = max(map(len, histories.values()), default=0)
     rows: list[dict[str, float]] = [{} for _ in range(epochs)]
