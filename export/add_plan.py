@@ -13,6 +13,7 @@ from pathlib import Path
 
 from export.batches import generated_batches
 from export.config import Tolerance
+from export.model_card import write_model_card
 from export.pipeline import check_target, work_folder
 from export.plan import AddPlanConfig
 from export.report import Progress
@@ -99,6 +100,7 @@ def _publish(artifact: Artifact, outcome: PlanOutcome, host: BuildHost, work: Pa
         versions={**artifact.manifest.versions, "tensorrt": host.tensorrt_version},
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    write_model_card(work, manifest)
     checked = write_manifest(work, manifest)
     return replace(checked, directory=publish(work, target))
 

@@ -107,11 +107,22 @@ class ExportConfig:
     calibration_split: str = DEFAULT_CALIBRATION_SPLIT
     """With --int8: split of --data.root whose clips say how large activations get; not the one compared on."""
 
+    merge: bool = False
+    """Also write model.onnx: encoder and head in one graph, the views of one action in, probabilities out."""
+    bisect: bool = False
+    """Where a check fails: name the first layers whose answers are not PyTorch's, and write bisect.json."""
+    evaluation: Path | None = None
+    """metrics.json of `python -m training.evaluate`, for manifest and model card. None: the checkpoint's own."""
+
     def __post_init__(self) -> None:
         if not MIN_OPSET <= self.opset <= MAX_OPSET:
             raise ConfigError(f"--opset is {self.opset}; use {MIN_OPSET} to {MAX_OPSET}.")
-        if self.data.root is None and (self.split != DEFAULT_SPLIT or self.data != DataConfig()):
-            raise ConfigError("--split and --data.max-actions say which clips to compare on; add --data.root DIR.")
+        judged = self.tolerance.score_change != Tolerance().score_change
+        if self.data.root is None and (self.split != DEFAULT_SPLIT or self.data != DataConfig() or judged):
+            raise ConfigError(
+                "--split, --data.max-actions and --tolerance.score-change are about clips to compare on; "
+                "add --data.root DIR."
+            )
         if not self.fp16 and (self.allow_no_plan or self.tensorrt != TensorRTConfig()):
             raise ConfigError("--allow-no-plan and --tensorrt.* are about the plan of a float16 encoder; add --fp16.")
 

@@ -6,10 +6,10 @@ and the folder renamed to the target: a killed export leaves the old artifact as
 
 from __future__ import annotations
 
-import math
+import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -17,21 +17,26 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from export.batches import ViewBatch, generated_batches, golden_views, held_out_batches
+from export.batches import Clips
 from export.config import ExportConfig, Precision
-from export.golden import read_golden, write_golden
-from export.parity import ParityReport, check_parity
+from export.evaluation import read_evaluation, without_nan
+from export.golden import read_golden
+from export.merge import merged_spec
+from export.model_card import write_model_card
+from export.parity import ParityReport
+from export.parity_files import write_parity
 from export.quantise import quantise_file
+from export.remember import RememberingRunner
 from export.report import Progress, size_of
-from export.runners import OnnxRunner, graph_specs
+from export.runners import OnnxRunner, Runner, graph_specs
 from export.tensorrt_host import BuildHost, build_elsewhere, find_host
 from export.tensorrt_plan import Judge, PlanOutcome, add_plan
 from export.to_onnx import export_encoder, export_head
 from export.torch_runner import TorchRunner
+from export.verify import choose_clips, name_layers, verify
 from mvfoul.artifact import (
     ENCODER,
     GOLDEN,
-    GOLDEN_TOLERANCE,
     HEAD,
     MANIFEST,
     Artifact,
@@ -42,7 +47,6 @@ from mvfoul.artifact import (
     write_json,
     write_manifest,
 )
-from mvfoul.clip import ClipSpec
 from mvfoul.errors import ArtifactError, ConfigError, PlanError
 from training.checkpoint import Checkpoint, load_network
 from training.model.network import FoulNetwork
@@ -91,24 +95,31 @@ def export_checkpoint(
     with progress.step("checkpoint") as facts:
         source = load_source(config.ckpt)
         facts.append(_described(source.checkpoint))
-    batches = _clips(config, source.network.clip, progress)
+    evaluation = read_evaluation(config, source.checkpoint)
+    clips = choose_clips(config, source.network.clip, progress)
+    reference = RememberingRunner(TorchRunner(source.network, source.checkpoint.temperatures))
     with work_folder(target) as work:
         _write_graphs(config, source, work, progress)
         if config.int8:
             quantise_file(config, source.network.clip, work / ENCODER, progress)
-        report = _verify(config, source, batches, work, progress)
-        write_json(work / "parity.json", report.to_json())
+        report = verify(config, reference, clips, work, source.network.clip, progress)
+        write_parity(work, report)
         write_json(work / "config.json", config.to_json())
         progress.table(report)
         if not report.passed:
             _explain_failure(config, report, work, progress)
+            if config.bisect:
+                name_layers(config, source, report, clips, work, progress)
             return Outcome(report, None, work)
-        plan = _plan(config, source, batches, work, host, progress)
+        plan = _plan(config, source, reference, clips, work, host, progress)
         if plan.report is not None and not plan.passed:
             _explain_failure(config, plan.report, work, progress)
             return Outcome(report, None, work, plan)
         with progress.step("manifest and publishing"):
-            manifest = replace(make_manifest(source, report, config.precision), plan=plan.spec)
+            manifest = make_manifest(source, report, config.precision)
+            merged = merged_spec(source.network.clip) if config.merge else None
+            manifest = replace(manifest, plan=plan.spec, merged=merged, evaluation=without_nan(evaluation))
+            write_model_card(work, manifest)
             artifact = replace(write_manifest(work, manifest), directory=publish(work, target))
     _explain_success(artifact, plan, progress)
     return Outcome(report, artifact, target, plan)
@@ -136,7 +147,7 @@ def make_manifest(source: Source, report: ParityReport, precision: Precision) ->
         precision=precision,
         parity=report.summary(),
         temperatures=dict(checkpoint.temperatures),
-        evaluation=_without_nan(checkpoint.evaluation),
+        evaluation=without_nan(checkpoint.evaluation),
         versions={name: version(name) for name in ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime")},
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -156,45 +167,11 @@ def _write_graphs(config: ExportConfig, source: Source, work: Path, progress: Pr
                 facts.append("fp16" if config.fp16 else "fp32")
 
 
-def _clips(config: ExportConfig, clip: ClipSpec, progress: Progress) -> list[ViewBatch]:
-    with progress.step("clips") as facts:
-        batches = generated_batches(clip)
-        if config.data.root is not None:
-            held_out, skipped = held_out_batches(
-                config.data.root, config.split, clip, max_actions=config.data.max_actions
-            )
-            batches += held_out
-            facts += [f"{len(held_out)} actions of {config.split}", *(f"skipped {reason}" for reason in skipped)]
-        facts.append(f"{sum(len(batch.views) for batch in batches)} views in {len(batches)} batches")
-    return batches
-
-
-def _verify(
-    config: ExportConfig, source: Source, batches: Sequence[ViewBatch], work: Path, progress: Progress
-) -> ParityReport:
-    reference = TorchRunner(source.network, source.checkpoint.temperatures)
-    candidate = OnnxRunner(work)
-    clip = source.network.clip
-    with progress.step("comparison with PyTorch"):
-        report = check_parity(
-            reference,
-            candidate,
-            batches,
-            config.tolerance,
-            max_views=clip.max_views,
-            precision=config.precision,
-        )
-    with progress.step(GOLDEN) as facts:
-        limit = GOLDEN_TOLERANCE[config.precision]
-        check = write_golden(work / GOLDEN, reference, candidate, golden_views(clip), limit=limit)
-        facts.append(size_of(work / GOLDEN))
-    return replace(report, checks=(*report.checks, check))
-
-
 def _plan(
     config: ExportConfig,
     source: Source,
-    batches: Sequence[ViewBatch],
+    reference: Runner,
+    clips: Clips,
     work: Path,
     host: BuildHost | None,
     progress: Progress,
@@ -207,9 +184,9 @@ def _plan(
     except PlanError as error:
         return PlanOutcome(missing=str(error))
     judge = Judge(
-        TorchRunner(source.network, source.checkpoint.temperatures),
+        reference,
         OnnxRunner(work),
-        batches,
+        clips,
         read_golden(work / GOLDEN),
         config.tolerance,
         source.network.clip.max_views,
@@ -251,15 +228,6 @@ def _remove(work: Path | None) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _without_nan(value: Any) -> Any:
-    """Replace NaN and infinity, which JSON lacks, by None: the balanced accuracy of a split without a class is NaN."""
-    if isinstance(value, Mapping):
-        return {str(key): _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _described(checkpoint: Checkpoint) -> str:
     clip = checkpoint.clip
     return (
@@ -271,8 +239,10 @@ def _described(checkpoint: Checkpoint) -> str:
 def _explain_failure(config: ExportConfig, report: ParityReport, work: Path, progress: Progress) -> None:
     progress.totals()
     progress.say(f"\n{len(report.failed)} of {len(report.checks)} checks failed: nothing is published.")
-    progress.say(f"The graphs and parity.json are in {work}")
+    progress.say(f"The graphs, parity.json and parity.md are in {work}; remove it when you are done.")
     progress.say(f"The same again: {config.command()}")
+    if not config.bisect:
+        progress.say("With --bisect it also names the first layers that diverge.")
 
 
 def _explain_success(artifact: Artifact, plan: PlanOutcome, progress: Progress) -> None:
@@ -290,5 +260,6 @@ def _explain_success(artifact: Artifact, plan: PlanOutcome, progress: Progress) 
             progress.say(line)
         progress.say("ONNX Runtime runs the float16 graph as it is.\n")
     progress.say("Next:")
-    progress.say(f"  python -m serving --artifact {directory}")
+    progress.say(f"  python -m export.inspect {shlex.quote(str(directory))}")
+    progress.say(f"  python -m serving --artifact {shlex.quote(str(directory))}")
     progress.say("  python -m serving.client clip_0.mp4 clip_1.mp4")

@@ -73,7 +73,7 @@ class OnnxRunner:
             ArtifactError: ONNX Runtime refuses a graph, or does not have the provider.
         """
         self._provider = provider
-        self._sessions = tuple(_session(directory / file, threads, provider) for file in (ENCODER, HEAD))
+        self._sessions = tuple(onnx_session(directory / file, threads, provider) for file in (ENCODER, HEAD))
 
     @property
     def name(self) -> str:
@@ -83,10 +83,7 @@ class OnnxRunner:
     @property
     def graphs(self) -> tuple[GraphSpec, GraphSpec]:
         """What the files say of themselves."""
-        encoder, head = (
-            GraphSpec(file, _tensors(session.get_inputs()), _tensors(session.get_outputs()))
-            for file, session in zip((ENCODER, HEAD), self._sessions, strict=True)
-        )
+        encoder, head = (spec_of(file, session) for file, session in zip((ENCODER, HEAD), self._sessions, strict=True))
         return encoder, head
 
     def encode(self, views: NDArray[np.uint8]) -> Tensors:
@@ -116,7 +113,12 @@ def graph_specs(clip: ClipSpec, feature_dim: int) -> tuple[GraphSpec, GraphSpec]
     return encoder, head
 
 
-def _session(path: Path, threads: int, provider: str) -> Any:
+def onnx_session(path: Path, threads: int = 0, provider: str = ONNXRUNTIME_PROVIDERS[0]) -> Any:
+    """Load one graph as serving does.
+
+    Raises:
+        ArtifactError: ONNX Runtime refuses it, or does not have the provider.
+    """
     options = configure_onnxruntime(onnxruntime.SessionOptions(), threads=threads)
     try:
         session = onnxruntime.InferenceSession(path, options, providers=[provider])
@@ -127,6 +129,11 @@ def _session(path: Path, threads: int, provider: str) -> Any:
     if provider not in session.get_providers():
         raise ArtifactError(f"ONNX Runtime {onnxruntime.__version__} has no {provider} here, for {path}.")
     return session
+
+
+def spec_of(file: str, session: Any) -> GraphSpec:
+    """Return what a graph says of its inputs and outputs."""
+    return GraphSpec(file, _tensors(session.get_inputs()), _tensors(session.get_outputs()))
 
 
 def _tensors(arguments: list[Any]) -> tuple[TensorSpec, ...]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from numpy.typing import NDArray
 
-from export.batches import ViewBatch
+from export.batches import Clips, ViewBatch
 from export.config import Tolerance
 from export.golden import check_golden
 from export.parity import ParityReport, check_parity
@@ -36,7 +36,7 @@ class Judge:
     """Right by definition: PyTorch in float32, or the artifact's graphs that were compared with it."""
     head: Runner
     """Answers for the head, which has no plan."""
-    batches: Sequence[ViewBatch]
+    batches: Clips | Sequence[ViewBatch]
     golden: Mapping[str, NDArray[Any]]
     """The artifact's self-test, which the plan has to pass too."""
     tolerance: Tolerance

@@ -4,7 +4,9 @@
     head.onnx      FEATURES f32 [V,D]       -> ACTION_LOGITS [8], ACTION_PROBABILITIES [8], VIEW_WEIGHTS [V],
                                                OFFENCE_SEVERITY_LOGITS [4], OFFENCE_SEVERITY_PROBABILITIES [4]
     golden.npz     inputs and reference outputs for the self-test at start-up (`GOLDEN_TENSORS`)
-    parity.json    the checks against PyTorch that let the artifact be published
+    parity.json    the checks against PyTorch that let the artifact be published; parity.md and parity.png show them
+    MODEL_CARD.md  what the model is for, what it is worth, and what it must not be used for
+    model.onnx     optional: both graphs in one, VIEWS of one action to probabilities
     config.json    how the export was called
     encoder.plan   optional: encoder.onnx built by TensorRT for one kind of GPU, with parity_plan.json (`mvfoul.plan`)
     manifest.json  written last, by rename: an artifact without it does not exist
@@ -19,7 +21,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
@@ -38,6 +40,8 @@ MANIFEST: Final = "manifest.json"
 ENCODER: Final = "encoder.onnx"
 HEAD: Final = "head.onnx"
 GOLDEN: Final = "golden.npz"
+MERGED: Final = "model.onnx"
+MODEL_CARD: Final = "MODEL_CARD.md"
 
 VIEWS: Final = "VIEWS"
 FEATURES: Final = "FEATURES"
@@ -123,6 +127,8 @@ class Manifest:
     """Calibration per head, already inside head.onnx: probabilities = softmax(logits / temperature)."""
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     plan: PlanSpec | None = None
+    merged: GraphSpec | None = None
+    """Encoder and head in one file, where the export was asked for it."""
     versions: Mapping[str, str] = field(default_factory=dict)
     created_at: str = ""
     """UTC, ISO 8601."""
@@ -206,19 +212,25 @@ def load_artifact(directory: Path) -> Artifact:
     Raises:
         ArtifactError: It is incomplete, damaged, or of a schema that this version does not know; says the cure.
     """
-    manifest = _read_manifest(directory)
+    manifest = read_manifest(directory)
+    for fault in file_faults(directory, manifest):
+        raise ArtifactError(fault)
+    return Artifact(directory, manifest)
+
+
+def file_faults(directory: Path, manifest: Manifest) -> Iterator[str]:
+    """Yield a sentence for every file that is missing, changed, or not listed though it must be."""
     for name, expected in manifest.files.items():
         path = directory / name
         if not path.is_file():
-            raise ArtifactError(f"{path} is missing, though the manifest lists it. Copy the whole directory again.")
-        if (actual := sha256_of(path)) != expected:
-            raise ArtifactError(
+            yield f"{path} is missing, though the manifest lists it. Copy the whole directory again."
+        elif (actual := sha256_of(path)) != expected:
+            yield (
                 f"{path} has SHA-256 {actual[:12]}..., the manifest says {expected[:12]}.... "
                 "The file is damaged or was changed; copy the directory again, or export again."
             )
     if missing := [name for name in _required(manifest) if name not in manifest.files]:
-        raise ArtifactError(f"{directory / MANIFEST} does not list {missing}; export again.")
-    return Artifact(directory, manifest)
+        yield f"{directory / MANIFEST} does not list {missing}; export again."
 
 
 def sha256_of(path: Path) -> str:
@@ -245,15 +257,23 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 def _required(manifest: Manifest) -> tuple[str, ...]:
     plan = (manifest.plan.file,) if manifest.plan else ()
-    return (manifest.encoder.file, manifest.head.file, GOLDEN, "parity.json", "config.json", *plan)
+    merged = (manifest.merged.file,) if manifest.merged else ()
+    return (manifest.encoder.file, manifest.head.file, GOLDEN, "parity.json", "config.json", *plan, *merged)
 
 
 def _to_json(manifest: Manifest) -> dict[str, Any]:
     document = asdict(manifest)
+    if manifest.merged is None:
+        del document["merged"]  # versions that do not know it can read the artifact
     return {"schema_version": document.pop("schema_version"), **document, "clip": manifest.clip.to_json()}
 
 
-def _read_manifest(directory: Path) -> Manifest:
+def read_manifest(directory: Path) -> Manifest:
+    """Read manifest.json alone: schema, labels, clip specification; no other file is opened.
+
+    Raises:
+        ArtifactError: There is none, or it is not one that this version knows; says the cure.
+    """
     path = directory / MANIFEST
     if not path.is_file():
         raise ArtifactError(
@@ -289,6 +309,7 @@ def _parse_manifest(document: dict[str, Any], path: Path) -> Manifest:
         "head": _parse_graph(document["head"]),
         "origin": Origin(**document["origin"]),
         "plan": PlanSpec(**document["plan"]) if document.get("plan") else None,
+        "merged": _parse_graph(document["merged"]) if document.get("merged") else None,
     }
     return Manifest(**{**document, **parsed})
 

@@ -62,7 +62,7 @@ def test_config_json_tells_nothing_of_the_machine(tmp_path):
         (lambda: Tolerance(undecided_margin=0.0), "--tolerance.undecided-margin is 0.0; it must be above 0"),
         (lambda: Tolerance(logits=float("nan")), "--tolerance.logits is nan"),
         (lambda: ExportConfig(ckpt=Path("x"), split="valid"), "add --data.root DIR"),
-        (lambda: DataConfig(max_actions=0), "--data.max-actions is 0; use 1 or more"),
+        (lambda: DataConfig(max_actions=-1), "--data.max-actions is -1; use 1 or more, or 0 for all"),
         (lambda: Tolerance(fp16_cosine=1.5), "--tolerance.fp16-cosine is 1.5; it must be above 0 and at most 1"),
     ],
 )

@@ -19,11 +19,12 @@ from export.parity import check_parity
 from export.pipeline import export_checkpoint, make_manifest
 from export.runners import OnnxRunner
 from export.torch_runner import TorchRunner
-from mvfoul.artifact import ENCODER, FEATURES, GOLDEN, HEAD, MANIFEST, VIEWS, load_artifact, sha256_of
+from mvfoul.artifact import ENCODER, FEATURES, GOLDEN, HEAD, MANIFEST, MODEL_CARD, VIEWS, load_artifact, sha256_of
 from mvfoul.errors import ArtifactError
 from mvfoul.labels import VOCABULARIES
 
-FILES = {ENCODER, HEAD, GOLDEN, "parity.json", "config.json", MANIFEST}
+PARITY = {"parity.json", "parity.md", "parity.png"}
+FILES = {ENCODER, HEAD, GOLDEN, *PARITY, "config.json", MODEL_CARD, MANIFEST}
 
 
 def _contents(directory: Path) -> dict[str, str]:
@@ -83,7 +84,7 @@ def test_the_command_publishes_and_says_what_to_do_next(second_export):
     assert f"Published {folder / 'artifact'}" in done.stdout
     assert f"  python -m serving --artifact {folder / 'artifact'}\n" in done.stdout
     assert "  python -m serving.client clip_0.mp4 clip_1.mp4\n" in done.stdout
-    for said in ("encoder.onnx", "head.onnx", "45.9 MB", "peak memory", "6 of 6 agree"):
+    for said in ("encoder.onnx", "head.onnx", "45.9 MB", "peak memory", "5 of 5 agree"):
         assert said in done.stdout
 
 
@@ -100,9 +101,9 @@ def test_the_artifact_that_was_there_is_kept(second_export, tiny_artifact):
 
 
 def test_the_same_checkpoint_gives_the_same_bytes_in_another_process(second_export, tiny_artifact):
-    """config.json differs here, because --output does."""
+    """config.json differs here, because --output does, and so does the card, which has its hash."""
     ours, theirs = _contents(second_export[1] / "artifact"), _contents(tiny_artifact)
-    assert {name for name in FILES if ours[name] != theirs[name]} <= {MANIFEST, "config.json"}
+    assert {name for name in FILES if ours[name] != theirs[name]} <= {MANIFEST, MODEL_CARD, "config.json"}
     ours, theirs = _without_time(second_export[1] / "artifact"), _without_time(tiny_artifact)
     assert {key for key in ours if ours[key] != theirs[key]} <= {"files"}
 
@@ -128,7 +129,7 @@ def test_failed_parity_publishes_nothing_and_keeps_the_evidence(
     assert main() == 3
     assert _contents(tmp_path / "artifact") == _contents(tiny_artifact), "the old artifact is as it was"
     (work,) = (path for path in tmp_path.iterdir() if path.name != "artifact")
-    assert {path.name for path in work.iterdir()} == FILES - {MANIFEST}
+    assert {path.name for path in work.iterdir()} == FILES - {MANIFEST, MODEL_CARD}
     parity = json.loads((work / "parity.json").read_text())
     failed = {check["name"] for check in parity["checks"] if not check["passed"]}
     assert {"ACTION_LOGITS", "OFFENCE_SEVERITY_LOGITS"} <= failed
