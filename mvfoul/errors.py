@@ -9,6 +9,7 @@
     ├── DownloadError       a file of the data set cannot be fetched, or is not what its publisher says
     ├── CheckpointError     a .pth.tar is damaged, foreign, or of another architecture
     ├── DivergedError       the loss of a training run is no longer a number
+    ├── OutOfMemoryError    a step of training needs more memory than there is
     ├── LostRankError       another process of a training run ended without a word
     ├── ArtifactError       an export directory is incomplete, damaged, or made for something else
     ├── PlanError           no TensorRT plan can be built here, or TensorRT failed to build it
@@ -58,6 +59,12 @@ class CheckpointError(MVFoulError, ValueError):
 
 class DivergedError(MVFoulError):
     """The loss is NaN or infinite; training cannot go on."""
+
+    exit_code = 1
+
+
+class OutOfMemoryError(MVFoulError):
+    """A step of training needs more memory than there is."""
 
     exit_code = 1
 

@@ -52,6 +52,8 @@ class Checkpoint:
     versions: Mapping[str, str] = field(default_factory=dict)
     raw_state_dict: Mapping[str, Tensor] | None = None
     """The weights that learn, where `state_dict` is their moving average."""
+    ema_updates: int = 0
+    """Steps in that average."""
     progress: Mapping[str, Any] = field(default_factory=dict)
     """How far the run is, within an epoch too; see `training.run.Progress`."""
     world: Mapping[str, int] = field(default_factory=dict)

@@ -87,26 +87,6 @@ class World:
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Replace the gradients of all ranks by their sum; a rank without a gradient adds nothing.
-
-        One flat tensor per data type: few large messages are faster than many small ones.
-        """
-        if self.size == 1:
-            return
-        groups: dict[torch.dtype, list[Tensor]] = {}
-        for parameter in parameters:
-            if parameter.requires_grad:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                groups.setdefault(parameter.grad.dtype, []).append(parameter.grad)
-        for gradients in groups.values():
-            flat = torch.cat([gradient.flatten() for gradient in gradients])
-            dist.all_reduce(flat)
-            totals = torch.split(flat, [gradient.numel() for gradient in gradients])
-            for gradient, total in zip(gradients, totals, strict=True):
-                gradient.copy_(total.view_as(gradient))
-
     def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
         """Make all ranks' tensors those of rank 0."""
         if self.size > 1:

@@ -78,7 +78,8 @@ class Fit:
                 )
         good = goodness(self.config.loop.select, validated)
         seconds = time.monotonic() - self._epoch_started
-        values = {**_curves("train", trained), **_curves("valid", validated), "lr": lr, "seconds": seconds}
+        values = {**_curves("train", trained), **_curves("valid", validated), **trained.system(), "lr": lr}
+        values["seconds"] = seconds
         best = self.progress.add(values, good)
         self.parts.schedule.epoch_ended(good)
         self._save_epoch(validated, best=best)
@@ -169,10 +170,8 @@ class Fit:
             aggregation=config.model.aggregation,
             clip=parts.clip,
             options=learner.network.options,
-            state_dict=learner.network.state_dict(),
-            optimizer=learner.optimizer.state_dict(),
+            **learner.state_dict(),
             scheduler=parts.schedule.state_dict(),
-            scaler=learner.scaler.state_dict(),
             histories={name: list(values) for name, values in self.progress.histories.items()},
             config=config.to_json(),
             evaluation=evaluation,
@@ -183,9 +182,7 @@ class Fit:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take over weights, optimiser and schedule; the progress is the caller's."""
         learner = self.parts.learner
-        learner.network.load_state_dict(checkpoint.state_dict)
-        learner.optimizer.load_state_dict(dict(checkpoint.optimizer or {}))
-        learner.scaler.load_state_dict(dict(checkpoint.scaler or {}))
+        learner.load_state_dict(vars(checkpoint))
         self.parts.schedule.load_state_dict(checkpoint.scheduler or {})
         # torch warns where a schedule moves before the first step of its optimiser; that was in another process.
         learner.optimizer._opt_called = True  # type: ignore[attr-defined]
@@ -197,7 +194,7 @@ class Fit:
 
 def world_facts(config: TrainConfig, world: World) -> dict[str, int]:
     """Return what of the processes decides the last digits of a loss."""
-    return {"size": world.size, "accumulate": getattr(config.loop, "accumulate", 1)}
+    return {"size": world.size, "accumulate": config.loop.accumulate}
 
 
 def data_facts(parts: Parts) -> dict[str, Any]:

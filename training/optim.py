@@ -18,8 +18,8 @@ DEFAULT_PATIENCE = 5
 
 
 def build_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Build the optimiser over the parameters that learn."""
-    groups = parameter_groups(network, weight_decay=config.weight_decay, decay_norms=config.decay_norms)
+    """Build the optimiser over all parameters, those of a backbone that is frozen at first included."""
+    groups = parameter_groups(network, config)
     if config.name == "sgd":
         momentum = config.sgd_momentum
         return torch.optim.SGD(groups, lr=config.lr, momentum=momentum, nesterov=momentum > 0)
@@ -27,14 +27,31 @@ def build_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Opti
     return kind(groups, lr=config.lr)
 
 
-def parameter_groups(network: nn.Module, *, weight_decay: float, decay_norms: bool) -> list[dict[str, Any]]:
-    """Return one group, or two where biases and the scales of norms (all one-dimensional) do not decay."""
-    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    if decay_norms:
-        return [{"params": learning, "weight_decay": weight_decay}]
+def parameter_groups(network: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """Return one group of parameters, or more where they differ in learning rate or decay.
+
+    The first one has `config.lr`. With a learning rate of its own the backbone (the submodule of that name) comes after
+    the rest; without decay of norms, biases and the scales of norms (all one-dimensional) come after what decays.
+    """
+    named = list(network.named_parameters())
+    parts = [(config.lr, [parameter for _, parameter in named])]
+    if config.backbone_lr is not None:
+        rest = [parameter for name, parameter in named if not name.startswith("backbone.")]
+        backbone = [parameter for name, parameter in named if name.startswith("backbone.")]
+        parts = [(config.lr, rest), (config.backbone_lr, backbone)]
     return [
-        {"params": [p for p in learning if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": parameters, "lr": lr, "weight_decay": decay}
+        for lr, part in parts
+        for parameters, decay in _by_decay(part, config)
+    ]
+
+
+def _by_decay(parameters: list[nn.Parameter], config: OptimConfig) -> list[tuple[list[nn.Parameter], float]]:
+    if config.decay_norms:
+        return [(parameters, config.weight_decay)]
+    return [
+        ([p for p in parameters if p.ndim > 1], config.weight_decay),
+        ([p for p in parameters if p.ndim <= 1], 0.0),
     ]
 
 
@@ -60,7 +77,8 @@ class Schedule:
                 factor=gamma,
                 patience=(config.patience or DEFAULT_PATIENCE) - 1,
                 threshold=0.0,
-                min_lr=config.min_lr or 0.0,
+                # In proportion: a backbone with a smaller rate must not be lifted to the others' lowest one.
+                min_lr=[(config.min_lr or 0.0) * group["lr"] / lr for group in optimizer.param_groups],
             )
         else:
             self._scheduler = LambdaLR(optimizer, lambda epoch: lr_factor(config, epoch, epochs=epochs, lr=lr))

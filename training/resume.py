@@ -32,6 +32,8 @@ FREE: Final = (
     "loop.patience",
     "loop.accumulate",
     "loop.compile",
+    "loop.gradient_checkpointing",
+    "loop.channels_last",
     "save.",
     "track.",
 )

@@ -29,9 +29,9 @@ RICH = {
     "data": {"num_views": 2, "preload_gib": 0.0},
     "optim": {"name": "adamw", "momentum": None, "lr": 1e-3},
     "schedule": {"name": "step", "step_size": 1, "gamma": 0.5},
-    "loop": {"epochs": 2, "batch_size": 4},
+    "loop": {"epochs": 2, "batch_size": 4, "ema_decay": 0.5},
 }
-"""Everything that could make two runs differ: dropout, random views, flips, an optimiser with memory, a schedule."""
+"""What could make two runs differ: dropout, random views, flips, an optimiser with memory, a schedule, an average."""
 
 
 class _StopsAfter(RunConsole):
@@ -72,7 +72,9 @@ def _goes_on(config, *, stop_after):
 
 def _figures(path):
     document = torch.load(path, weights_only=True)
-    histories = {name: curve for name, curve in document["histories"].items() if name != "seconds"}
+    histories = {
+        name: curve for name, curve in document["histories"].items() if not name.startswith(("seconds", "system/"))
+    }
     return histories, document
 
 
@@ -81,7 +83,7 @@ def _assert_same(one, other):
     (curves, first), (others, second) = _figures(one), _figures(other)
     assert curves == others
     _same_values(first["state_dict"], second["state_dict"])
-    for name in ("optimizer", "scheduler", "scaler"):
+    for name in ("raw_state_dict", "ema_updates", "optimizer", "scheduler", "scaler"):
         _same_values(first[name], second[name])
 
 
@@ -170,7 +172,7 @@ def test_a_finished_run_says_so_and_is_left_as_it_is(whole_run, tiny_config, tmp
 
 def test_a_finished_run_goes_on_where_more_epochs_are_asked_for(whole_run, tiny_config, tmp_path, capsys):
     output = _copy(whole_run, tmp_path / "run")
-    more = {**RICH, "loop": {"epochs": 3, "batch_size": 4}}
+    more = {**RICH, "loop": {"epochs": 3, "batch_size": 4, "ema_decay": 0.5}}
     result = train(tiny_config(output=output, resume=True, **more))
     assert result.epochs == 3
     assert result.histories["train/loss"][:2] == load_checkpoint(whole_run / LAST).histories["train/loss"]
@@ -232,7 +234,7 @@ def test_a_file_of_the_first_version_can_be_gone_on_with(whole_run, tiny_config,
     del document["config"]["save"], document["config"]["resume"]
     added = ("progress", "world", "data", "code", "raw_state_dict")
     torch.save({name: value for name, value in document.items() if name not in added}, tmp_path / LAST)
-    more = {**RICH, "loop": {"epochs": 3, "batch_size": 4}}
+    more = {**RICH, "loop": {"epochs": 3, "batch_size": 4, "ema_decay": 0.5}}
     result = train(tiny_config(output=tmp_path, resume=True, **more))
     assert result.epochs == 3
     assert result.histories["valid/score"][:2] == document["histories"]["valid/score"]

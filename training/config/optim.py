@@ -19,6 +19,10 @@ class OptimConfig:
     """adamw; adam (weight decay as an L2 term of the gradient); sgd (with Nesterov momentum)."""
     lr: float = 1e-4
     """Learning rate, at its highest."""
+    backbone_lr: float | None = None
+    """Learning rate of the backbone, at its highest, where it is to differ; lr is then that of the rest."""
+    freeze_epochs: int = 0
+    """First epochs, in which the backbone does not learn: neither its weights nor the statistics of its batch norms."""
     weight_decay: float = 0.01
     """Weight decay."""
     decay_norms: bool = True
@@ -32,6 +36,13 @@ class OptimConfig:
         check_flag(
             0 < self.lr < math.inf, "--optim.lr", self.lr, "Nothing is learnt; use a value above 0, such as 1e-4."
         )
+        check_flag(
+            self.backbone_lr is None or 0 < self.backbone_lr < math.inf,
+            "--optim.backbone-lr",
+            self.backbone_lr,
+            "Use a value above 0, such as 1e-5; --optim.freeze-epochs keeps the backbone as it is.",
+        )
+        check_flag(self.freeze_epochs >= 0, "--optim.freeze-epochs", self.freeze_epochs, "Use 0 (never) or more.")
         check_flag(0 <= self.weight_decay < math.inf, "--optim.weight-decay", self.weight_decay, "Use 0 or more.")
         check_flag(
             self.momentum is None or self.name == "sgd",

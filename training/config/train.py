@@ -15,7 +15,7 @@ from training.config.model import ModelConfig
 from training.config.optim import OptimConfig, ScheduleConfig
 from training.config.save import SaveConfig
 from training.config.track import TrackConfig
-from training.model.names import KINETICS400
+from training.model.names import KINETICS400, NO_WEIGHTS
 
 RecipeName = Literal["two-second", "vars-2023", "mvit-2024", "cpu-demo"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -82,6 +82,18 @@ class TrainConfig:
             "--schedule.warmup-epochs",
             self.schedule.warmup_epochs,
             f"There are --loop.epochs {self.loop.epochs}; use fewer than that.",
+        )
+        check_flag(
+            self.optim.freeze_epochs < self.loop.epochs,
+            "--optim.freeze-epochs",
+            self.optim.freeze_epochs,
+            f"There are --loop.epochs {self.loop.epochs}; use fewer than that.",
+        )
+        check_flag(
+            not self.optim.freeze_epochs or self.weights != NO_WEIGHTS,
+            "--optim.freeze-epochs",
+            self.optim.freeze_epochs,
+            "With --weights none the backbone knows nothing yet; use 0, or start from weights.",
         )
         min_lr = self.schedule.min_lr or 0.0
         check_flag(min_lr < self.optim.lr, "--schedule.min-lr", min_lr, f"Use less than --optim.lr {self.optim.lr}.")

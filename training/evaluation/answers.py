@@ -18,7 +18,7 @@ from mvfoul.errors import CheckpointError
 from mvfoul.labels import VOCABULARIES, FoulLabels, Head
 from training.dataset import ActionBatch
 from training.metrics import Confusion, confusion_matrix
-from training.model.network import FoulLogits, FoulNetwork, pad_features
+from training.model.network import FoulLogits, FoulNetwork, pad_features, pad_kinds
 
 Augmentation = Literal["none", "flip"]
 
@@ -141,9 +141,10 @@ def answer_all(
 def _both(network: FoulNetwork, views: Tensor, batch: ActionBatch) -> tuple[FoulLogits, FoulLogits]:
     """Encode each view once; score its features with those of the action's other views, and alone."""
     features = network.encode(views)
-    together = network.classify(*pad_features(features, batch.view_counts))
+    kinds = pad_kinds(batch.view_kinds, batch.view_counts)
+    together = network.classify(*pad_features(features, batch.view_counts), kinds)
     one_view = torch.ones(len(features), 1, dtype=torch.bool, device=features.device)
-    return together, network.classify(features.unsqueeze(1), one_view)
+    return together, network.classify(features.unsqueeze(1), one_view, batch.view_kinds.unsqueeze(1))
 
 
 def _mean(one: FoulLogits, other: FoulLogits) -> FoulLogits:

@@ -4,6 +4,8 @@
     classify   features f32 [B,V,D], view_mask bool [B,V]     -> FoulLogits
     forward    views uint8 [N,3,T,H,W], view_counts int [B]   -> FoulLogits
 
+With a view embedding, classify and forward also take which views are live (0) and which are replays (1).
+
 N counts the views of all actions of a batch, one after the other: no padded clip is ever decoded, moved or computed.
 Only the small features are padded. A row never depends on other rows or on padding.
 """
@@ -11,7 +13,7 @@ Only the small features are padded. A row never depends on other rows or on padd
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,8 @@ from mvfoul.labels import ACTION_CLASSES, OFFENCE_SEVERITIES
 from training.model.aggregation import build_aggregation
 from training.model.backbone import BACKBONES, build_backbone, feature_dim
 from training.model.names import NO_WEIGHTS, AggregationName, BackboneName, FeatureName
+
+_VIEW_KINDS: Final = 2
 
 
 class FoulLogits(NamedTuple):
@@ -63,6 +67,7 @@ class FoulNetwork(nn.Module):
         weights: str | Path = NO_WEIGHTS,
         dropout: float = 0.0,
         features: FeatureName = "pooled",
+        view_embedding: bool = False,
     ) -> None:
         """Build the network.
 
@@ -73,6 +78,7 @@ class FoulNetwork(nn.Module):
             weights: Of the backbone: `kinetics400`, `none` or a file.
             dropout: Before the last layer of each head.
             features: What the backbone gives for each view.
+            view_embedding: Whether features get a learnt vector for live or replay added.
 
         Raises:
             ConfigError, CheckpointError: See `build_backbone`.
@@ -86,6 +92,9 @@ class FoulNetwork(nn.Module):
         self.backbone = build_backbone(backbone, clip=self.clip, weights=weights, features=features)
         dim = feature_dim(backbone, features)
         self.feature_dim = dim
+        self.channels_last = False
+        """Whether the backbone gets its pixels with the channels last in memory."""
+        self.view_embedding = _zero_embedding(_VIEW_KINDS, dim) if view_embedding else None
         self.aggregation = build_aggregation(aggregation, feature_dim=dim)
         # Two linear layers without an activation between them, as in VARS; export folds them into one.
         self.neck = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.Linear(dim, dim))
@@ -95,39 +104,49 @@ class FoulNetwork(nn.Module):
     @property
     def options(self) -> dict[str, Any]:
         """What else than backbone, aggregation and clip it takes to build this network again: plain types."""
-        return {"features": self.feature_name}
+        return {"features": self.feature_name, "view_embedding": self.view_embedding is not None}
 
     def encode(self, views: Tensor) -> Tensor:
         """Map the views of any actions, uint8 `[N, 3, T, H, W]`, to features float32 `[N, D]`."""
-        features: Tensor = self.backbone(self.normalise(views))
+        pixels = self.normalise(views)
+        if self.channels_last:
+            pixels = pixels.contiguous(memory_format=torch.channels_last_3d)
+        features: Tensor = self.backbone(pixels)
         return features.float()
 
-    def classify(self, features: Tensor, view_mask: Tensor) -> FoulLogits:
+    def classify(self, features: Tensor, view_mask: Tensor, view_kinds: Tensor | None = None) -> FoulLogits:
         """Score actions from the features of their views.
 
         Args:
             features: f32 `[B, V, D]`; padded rows hold anything.
             view_mask: bool `[B, V]`; False marks padding. Every row has at least one True.
+            view_kinds: int64 `[B, V]`, 0 live and 1 replay. Left out: the first view is live and the others are
+                replays, as the data set numbers its clips.
 
         Returns:
             Logits `[B, 8]` and `[B, 4]`, and view weights `[B, V]` that sum to 1 over real views.
             A row never depends on other rows or on padding.
         """
         with torch.autocast(features.device.type, enabled=False):
-            features = features.float().masked_fill(~view_mask.unsqueeze(-1), 0.0)
+            features = features.float()
+            if self.view_embedding is not None:
+                kinds = _first_is_live(features) if view_kinds is None else view_kinds
+                features = features + self.view_embedding(kinds)
+            features = features.masked_fill(~view_mask.unsqueeze(-1), 0.0)
             pooled, view_weights = self.aggregation(features, view_mask)
             hidden = self.neck(pooled)
             return FoulLogits(self.action_head(hidden), self.offence_severity_head(hidden), view_weights)
 
-    def forward(self, views: Tensor, view_counts: Tensor) -> FoulLogits:
+    def forward(self, views: Tensor, view_counts: Tensor, view_kinds: Tensor | None = None) -> FoulLogits:
         """Score B actions.
 
         Args:
             views: uint8 `[N, 3, T, H, W]`, the views of the first action, then of the second, and so on.
             view_counts: int64 `[B]`, each at least 1, summing to N.
+            view_kinds: int64 `[N]`, 0 live and 1 replay; left out as in `classify`.
         """
         features, view_mask = pad_features(self.encode(views), view_counts)
-        return self.classify(features, view_mask)
+        return self.classify(features, view_mask, pad_kinds(view_kinds, view_counts))
 
 
 class MVNetwork(FoulNetwork):
@@ -153,7 +172,7 @@ class MVNetwork(FoulNetwork):
             raise ValueError(f"num_classes_action, num_classes_severity are {classes}; SoccerNet-MVFoul has 8 and 4.")
         super().__init__(net_name, agr_type, clip=clip, weights=weights)
 
-    def forward(self, mvimages: Tensor, view_mask: Tensor | None = None) -> FoulLogits:
+    def forward(self, mvimages: Tensor, view_mask: Tensor | None = None) -> FoulLogits:  # type: ignore[override]
         """Score B actions of the same number of views, or of V at most with a mask.
 
         Args:
@@ -181,6 +200,24 @@ def pad_features(features: Tensor, view_counts: Tensor) -> tuple[Tensor, Tensor]
     padded = nn.utils.rnn.pad_sequence(list(torch.split(features, counts)), batch_first=True)
     positions = torch.arange(padded.shape[1], device=features.device)
     return padded, positions < view_counts.to(features.device).unsqueeze(1)
+
+
+def pad_kinds(view_kinds: Tensor | None, view_counts: Tensor) -> Tensor | None:
+    """Turn the kinds of all views, int64 `[N]`, into `[B, V]`; padding is 0. None stays None."""
+    if view_kinds is None:
+        return None
+    return nn.utils.rnn.pad_sequence(list(torch.split(view_kinds, view_counts.tolist())), batch_first=True)
+
+
+def _first_is_live(features: Tensor) -> Tensor:
+    """Return int64 `[1, V]`: 0, 1, 1, ..."""
+    return (torch.arange(features.shape[1], device=features.device) > 0).long().unsqueeze(0)
+
+
+def _zero_embedding(rows: int, dim: int) -> nn.Embedding:
+    embedding = nn.Embedding(rows, dim)
+    nn.init.zeros_(embedding.weight)
+    return embedding
 
 
 def _head(dim: int, num_classes: int, dropout: float) -> nn.Sequential:

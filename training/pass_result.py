@@ -1,0 +1,111 @@
+"""What one pass over a split saw, and what it cost.
+
+Everything adds up (sums and confusion matrices), so the figures over several ranks are a sum away.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from mvfoul.labels import VOCABULARIES, Head
+from training.dataset import ActionBatch
+from training.distributed import World
+from training.loss import LossSums
+from training.metrics import Confusion, Metrics, confusion_matrix, empty_confusions, metrics_of
+from training.model.network import FoulLogits
+
+
+@dataclass
+class PassResult:
+    """What one pass over a split saw."""
+
+    loss_sums: dict[Head, float] = field(default_factory=lambda: dict.fromkeys(VOCABULARIES, 0.0))
+    confusions: dict[Head, Confusion] = field(default_factory=empty_confusions)
+    labelled: int = 0
+    """Actions that the sums and matrices count."""
+    views: int = 0
+    skipped: list[str] = field(default_factory=list)
+    """One sentence per clip that could not be decoded."""
+    left_out: list[str] = field(default_factory=list)
+    """Ids of the actions without any view."""
+    seconds: float = 0.0
+    """That the pass took, without what was done between steps (saving)."""
+    wait_seconds: float = 0.0
+    """Of them, those spent waiting for data."""
+    peak_memory_bytes: int = 0
+    """See `training.memory.peak_bytes`."""
+
+    def add(self, batch: ActionBatch, logits: FoulLogits, losses: LossSums) -> None:
+        """Count one batch."""
+        for head in VOCABULARIES:
+            labels, answers = getattr(batch, head), getattr(logits, head).argmax(dim=1)
+            self.confusions[head] += confusion_matrix(labels.cpu(), answers.cpu(), len(VOCABULARIES[head]))
+            self.loss_sums[head] += float(getattr(losses, head).detach())
+        self.labelled += losses.labelled
+        self.views += len(batch.views)
+
+    def note_skipped(self, batch: ActionBatch) -> None:
+        """Remember what of the batch could not be used."""
+        self.skipped.extend(batch.skipped)
+        self.left_out.extend(batch.left_out)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values for the checkpoint of an epoch in progress."""
+        confusions = {head: matrix.tolist() for head, matrix in self.confusions.items()}
+        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "confusions": confusions}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on counting where `state` was taken."""
+        for name, value in state.items():
+            setattr(self, name, copy.deepcopy(value))
+        self.confusions = {head: np.asarray(rows, np.int64) for head, rows in state["confusions"].items()}
+
+    def over_ranks(self, world: World) -> PassResult:
+        """Return the sum of all ranks' results."""
+        results: list[PassResult] = world.gather(self)
+        total, *others = copy.deepcopy(results)
+        for other in others:
+            for head in VOCABULARIES:
+                total.loss_sums[head] += other.loss_sums[head]
+                total.confusions[head] += other.confusions[head]
+            total.labelled += other.labelled
+            total.views += other.views
+            total.skipped += other.skipped
+            total.left_out += other.left_out
+            # The ranks work at the same time: the slowest one counts, and the one that needs most.
+            for name in ("seconds", "wait_seconds", "peak_memory_bytes"):
+                setattr(total, name, max(getattr(total, name), getattr(other, name)))
+        return total
+
+    @property
+    def losses(self) -> dict[Head, float]:
+        """Mean loss per action and head."""
+        return {head: total / max(self.labelled, 1) for head, total in self.loss_sums.items()}
+
+    @property
+    def loss(self) -> float:
+        """Sum of both heads' losses."""
+        return sum(self.losses.values())
+
+    @property
+    def metrics(self) -> Metrics:
+        """Accuracies and the score.
+
+        Raises:
+            ValueError: Not one labelled action.
+        """
+        return metrics_of(self.confusions)
+
+    def system(self) -> dict[str, float]:
+        """Return what the pass cost: views per second, the share of time without data, and the most memory."""
+        seconds = max(self.seconds, 1e-9)
+        return {
+            "system/clips_per_second": self.views / seconds,
+            "system/data_wait_share": self.wait_seconds / seconds,
+            "system/peak_memory_bytes": float(self.peak_memory_bytes),
+        }
