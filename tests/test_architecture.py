@@ -82,6 +82,9 @@ def test_no_module_has_a_name_that_says_nothing(repo_root: Path, package: str) -
     [
         "training",
         "training.evaluate",
+        "training.calibrate",
+        "training.compare",
+        "training.sweep",
         "training.download",
         "training.legacy",
         "training.synthetic",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from mvfoul.errors import AnnotationError, ConfigError
 from mvfoul.labels import VOCABULARIES
 from training.calibrate import CalibrateConfig
 from training.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_temperature, probabilities, reliability
-from training.checkpoint import load_checkpoint
+from training.checkpoint import load_checkpoint, save_checkpoint
 from training.evaluate import EvaluateConfig
 from training.evaluation.run import evaluate_checkpoint
 from training.evaluation.temperature import calibrate_checkpoint
@@ -105,6 +106,24 @@ def test_the_checkpoint_gets_the_temperatures_and_stays_otherwise_the_same(confi
     assert all(torch.equal(after.state_dict[name], value) for name, value in before.state_dict.items())
     assert "note: 8 actions are few" in capsys.readouterr().out
     assert [path.name for path in config.ckpt.parent.iterdir()] == ["best.pth.tar"]
+
+
+def test_where_every_answer_is_right_the_temperature_stays_1_and_the_reason_is_said(config, capsys):
+    checkpoint = load_checkpoint(config.ckpt)
+    state = {name: torch.zeros_like(value) for name, value in checkpoint.state_dict.items()}
+    for name, value in {"action_head.3.bias": torch.eye(8)[0], "offence_severity_head.3.bias": torch.eye(4)[0]}.items():
+        assert state[name].shape == value.shape
+        state[name] = value  # always says Tackling, no offence
+    root = config.ckpt.parent / "data"
+    shutil.copytree(config.root, root)
+    path = root / "valid" / "annotations.json"
+    document = json.loads(path.read_text())
+    for fields in document["Actions"].values():
+        fields |= {"Action class": "Tackling", "Offence": "No offence", "Severity": ""}
+    path.write_text(json.dumps(document))
+    save_checkpoint(config.ckpt, replace(checkpoint, state_dict=state))
+    assert calibrate_checkpoint(replace(config, root=root)) == dict.fromkeys(VOCABULARIES, 1.0)
+    assert "note: action keeps the temperature 1: with 0 mistakes here" in capsys.readouterr().out
 
 
 def test_an_evaluation_tells_both_sides_of_the_calibration_and_the_same_answers(

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import shutil
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
 
 from mvfoul.errors import AnnotationError, CheckpointError, ConfigError
-from mvfoul.labels import from_soccernet_json
+from mvfoul.labels import VOCABULARIES, from_soccernet_json
 from training.checkpoint import load_network
-from training.dataset import MultiViewDataset, collate_actions
+from training.dataset import ActionSample, MultiViewDataset, collate_actions
 from training.evaluate import EvaluateConfig, main
+from training.evaluation.answers import answer_all
 from training.evaluation.run import evaluate_checkpoint
 
 
@@ -95,6 +99,104 @@ def test_top2_counts_labels_in_either_place(config):
     logits = _logits(config, "test")
     hits = [int(a) % 8 in logits[a].action[0].topk(2).indices.tolist() for a in evaluation.answers.action_ids]
     assert evaluation.answers.top2("action") == pytest.approx(sum(hits) / 8)
+
+
+def test_flipped_views_are_answered_by_the_mean_of_both_logits(config):
+    network, checkpoint = load_network(config.ckpt)
+    generator = torch.Generator().manual_seed(0)
+    views = torch.randint(256, (5, *checkpoint.clip.view_shape), dtype=torch.uint8, generator=generator)
+    kinds = torch.zeros(5, dtype=torch.int64)
+    batch = collate_actions(
+        [ActionSample(views[:2], kinds[:2], 0, 0, "a", ()), ActionSample(views[2:], kinds[2:], 1, 1, "b", ())]
+    )
+    straight, mirrored = (answer_all(network, [replace(batch, views=v)]) for v in (views, views.flip(-1)))
+    found = answer_all(network, [batch], augmentation="flip")
+    for head in VOCABULARIES:
+        mean = (straight.logits(head) + mirrored.logits(head)) / 2
+        assert found.logits(head) == pytest.approx(mean, abs=1e-6)
+        assert not np.allclose(mean, straight.logits(head))
+    evaluate_checkpoint(replace(config, tta="flip"))
+    assert _metrics(config)["test_time_augmentation"] == "flip"
+
+
+def test_each_class_has_its_precision_recall_f1_and_support(config):
+    evaluate_checkpoint(config)
+    metrics = _metrics(config)
+    for head in ("action", "offence_severity"):
+        matrix = np.array(metrics["confusion"][head])
+        for index, row in enumerate(metrics["classes"][head].values()):
+            hits, labelled, answered = matrix[index, index], matrix[index].sum(), matrix[:, index].sum()
+            assert row["support"] == labelled
+            assert row["recall"] == pytest.approx(hits / labelled)
+            assert row["precision"] == (pytest.approx(hits / answered) if answered else None)
+            assert row["f1"] == pytest.approx(2 * hits / (labelled + answered))
+
+
+def test_actions_are_also_counted_by_their_number_of_views(config):
+    evaluation = evaluate_checkpoint(config)
+    groups = _metrics(config)["by_view_count"]
+    assert {views: group["count"] for views, group in groups.items()} == {"1": 3, "2": 3, "3": 2}
+    right = evaluation.answers.rankings("action")[:, 0] == evaluation.answers.labels("action")
+    assert groups["3"]["action"]["accuracy"] == pytest.approx(np.mean([right[2], right[5]]))
+
+
+def test_views_are_also_counted_by_their_camera(config, tiny_dataset, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(tiny_dataset, root)
+    path = root / "test" / "annotations.json"
+    document = json.loads(path.read_text())
+    for fields in document["Actions"].values():
+        for clip, camera in zip(fields["Clips"], ("Main", "Close-up", ""), strict=False):
+            clip["Camera type"] = camera
+    path.write_text(json.dumps(document))
+    (root / "test" / "action_4" / "clip_0.mp4").write_bytes(b"damaged: its close-up is the first usable view")
+    evaluation = evaluate_checkpoint(replace(config, root=root))
+    groups = _metrics(config)["by_camera"]
+    assert {camera: group["count"] for camera, group in groups.items()} == {"Main": 7, "Close-up": 5, "(not named)": 2}
+    closeups = [row for row, camera in enumerate(evaluation.cameras) if camera == "Close-up"]
+    right = evaluation.answers.view_answers("action") == evaluation.answers.view_labels("action")
+    assert groups["Close-up"]["action"]["accuracy"] == pytest.approx(right[closeups].mean())
+
+
+def test_the_interval_of_the_score_holds_the_score_and_can_be_left_out(config, capsys):
+    evaluation = evaluate_checkpoint(config)
+    interval = _metrics(config)["intervals"]["score"]
+    assert interval["low"] <= evaluation.metrics.score <= interval["high"]
+    assert f"score {100 * interval['low']:.1f} to {100 * interval['high']:.1f}" in capsys.readouterr().out
+    evaluate_checkpoint(replace(config, resamples=0))
+    assert _metrics(config)["intervals"] is None
+    with pytest.raises(ConfigError, match="--resamples is 5"):
+        replace(config, resamples=5)
+
+
+def test_the_report_is_one_file_with_every_picture_and_the_worst_mistakes(config):
+    evaluation = evaluate_checkpoint(config)
+    text = (config.output / "report.html").read_text()
+    for name in ("confusion_action", "confusion_offence_severity", "reliability"):
+        assert base64.b64encode((config.output / f"{name}.png").read_bytes()).decode() in text
+    assert not re.search(r'(src|href)="(?!data:)', text)
+    mistakes = evaluation.mistakes(20)
+    assert mistakes
+    assert [m.confidence for m in mistakes] == sorted((m.confidence for m in mistakes), reverse=True)
+    for mistake in mistakes:
+        row = evaluation.answers.action_ids.index(mistake.action_id)
+        assert VOCABULARIES[mistake.head][evaluation.answers.labels(mistake.head)[row]] == mistake.labelled
+        assert mistake.labelled != mistake.answered
+    assert f"Action {mistakes[0].action_id}, the middle frame of each view" in text
+
+
+def test_what_annotations_and_folders_say_is_escaped_in_the_report(config, tiny_dataset, tmp_path):
+    root = tmp_path / "<script>alert(1)</script>"
+    shutil.copytree(tiny_dataset, root)
+    path = root / "test" / "annotations.json"
+    path.write_text(path.read_text().replace("Main camera center", "<img src=x onerror=alert(2)>"))
+    (root / "test" / "action_3" / "clip_0.mp4").write_bytes(b"damaged")
+    evaluate_checkpoint(replace(config, root=root))
+    text = (config.output / "report.html").read_text()
+    assert "<script" not in text
+    assert "<img src=x" not in text
+    assert "&lt;script&gt;alert(1)" in text
+    assert "&lt;img src=x onerror" in text
 
 
 def test_a_split_without_labels_gets_predictions_only(config, capsys):
