@@ -1,7 +1,8 @@
 """`--bisect`: which layer is the first whose answer is not PyTorch's.
 
-The exporter names each node by the module that it comes from. So the tensor that a module answers with is the output of
-the last node that carries its name; it is made an output of the graph and compared with what a hook on the module saw.
+The exporter names each node by the module that it comes from, and each weight by its place. So the tensor that a module
+answers with is the output of the last node that carries its name, or of the node that uses its weight; it is made an
+output of the graph and compared with what a hook on the module saw.
 
 What this does not cover: operations between modules (an addition in a block's own code) belong to no leaf. A fault
 there shows in the next module, so the last layer that still agrees is named too.
@@ -173,15 +174,26 @@ def _module_answers(module: nn.Module, given: Tensor) -> dict[str, NDArray[np.fl
 
 def _layer_tensors(model: onnx.ModelProto, *, s3d: bool) -> dict[str, str]:
     """Return the tensor that each layer, and each layer that contains it, answers with; in the order of the graph."""
+    initializers = {tensor.name for tensor in model.graph.initializer}
     last: dict[str, tuple[int, str]] = {}
+    by_weight: dict[str, tuple[int, str]] = {}
     for index, node in enumerate(model.graph.node):
-        path = node.name.split("/")[0]
-        if s3d:  # `export.precision` puts all features in a Sequential of their own
-            path = path.replace("backbone.features.0.", "backbone.features.", 1)
-        parts = path.split(".")
-        for depth in range(1, len(parts) + 1):
-            last[".".join(parts[:depth])] = (index, node.output[0])
-    return {layer: tensor for layer, (_, tensor) in sorted(last.items(), key=lambda item: (item[1][0], -len(item[0])))}
+        answer = (index, node.output[0])
+        parts = _unwrapped(node.name.split("/")[0], s3d).split(".")
+        last |= {".".join(parts[:depth]): answer for depth in range(1, len(parts) + 1)}
+        # A convolution that a batch norm was folded into has the norm's name; its weight still has its own. The first
+        # node with a weight counts: equal weights of several layers become one.
+        weights = [name for name in node.input if name in initializers and name.endswith(".weight")]
+        by_weight = {_unwrapped(name.removesuffix(".weight"), s3d): answer for name in weights} | by_weight
+    return {
+        layer: tensor
+        for layer, (_, tensor) in sorted((by_weight | last).items(), key=lambda item: (item[1][0], -item[0].count(".")))
+    }
+
+
+def _unwrapped(path: str, s3d: bool) -> str:
+    """Undo that `export.precision` puts all features of S3D in a Sequential of their own."""
+    return path.replace("backbone.features.0.", "backbone.features.", 1) if s3d else path
 
 
 def _graph_answers(

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.pipeline import Source, load_source
+from export.config import ExportConfig
+from export.pipeline import Source, export_checkpoint, load_source
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -47,3 +48,12 @@ def run_export(repo_root: Path) -> Callable[..., subprocess.CompletedProcess[str
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def merged_artifact(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact with model.onnx. Copy it before changing it."""
+    target = tmp_path_factory.mktemp("merged_artifact") / "artifact"
+    outcome = export_checkpoint(ExportConfig(ckpt=tiny_checkpoint, output=target, merge=True))
+    assert outcome.artifact is not None, [check.failures for check in outcome.report.failed]
+    return target

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from export.batches import generated_batches
+from export.checks import HEAD_ALONE, Agreement
 from export.config import Tolerance
-from export.checks import HEAD_ALONE, Agreement, Answers, score_checks
 from export.parity import check_parity
 from export.report import parity_table
 from export.runners import OnnxRunner
