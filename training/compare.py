@@ -23,7 +23,7 @@ _COLUMNS: Final = (
     ("sev acc", "valid/offence_severity/accuracy", 100.0),
     ("loss", "valid/loss", 1.0),
 )
-_SPEED: Final = "system/clips_per_s"
+_SPEED: Final = "system/clips_per_second"
 _NOT_A_SETTING: Final = ("output", "overwrite", "resume")
 
 

@@ -42,7 +42,7 @@ def _main(monkeypatch, *args):
 
 def test_the_better_run_is_above_and_what_differs_is_listed(tmp_path, monkeypatch, capsys):
     worse = _run(tmp_path / "worse", [_row(0.2), _row(0.3), _row(0.25)], seed=0)
-    better = _run(tmp_path / "better", [_row(0.4, **{"system/clips_per_s": 12.0})] * 3, lr=0.01, seed=0)
+    better = _run(tmp_path / "better", [_row(0.4, **{"system/clips_per_second": 12.0})] * 3, lr=0.01, seed=0)
     assert _main(monkeypatch, worse, better, "--output", tmp_path / "x.png") == 0
     out = capsys.readouterr().out.splitlines()
     assert [line.split()[:4] for line in out[1:3]] == [["better", "1", "3/3", "40.0"], ["worse", "2", "3/3", "30.0"]]

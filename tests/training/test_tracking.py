@@ -33,12 +33,12 @@ def config(tiny_config, tmp_path):
 def _write(config, epochs, *, histories=None):
     with open_trackers(config, config.output, histories=histories) as trackers:
         for epoch in epochs:
-            trackers.log({"train/loss": 1 / epoch, "system/clips_per_s": 10.0 * epoch}, epoch=epoch)
+            trackers.log({"train/loss": 1 / epoch, "system/clips_per_second": 10.0 * epoch}, epoch=epoch)
 
 
 def _histories(epochs):
     numbers = range(1, epochs + 1)
-    return {"train/loss": [1 / n for n in numbers], "system/clips_per_s": [10.0 * n for n in numbers]}
+    return {"train/loss": [1 / n for n in numbers], "system/clips_per_second": [10.0 * n for n in numbers]}
 
 
 def test_a_run_writes_one_line_per_epoch_with_every_figure_of_its_checkpoint(tiny_run):
@@ -60,8 +60,8 @@ def test_an_epoch_that_was_saved_and_not_tracked_is_added_on_resuming(config):
     _write(config, [1])
     _write(config, [3], histories=_histories(2))
     assert [line["epoch"] for line in _lines(config.output)] == [1, 2, 3]
-    assert [line["system/clips_per_s"] for line in _lines(config.output)] == [10, 20, 30]
-    assert sorted(_scalars(config.output, "system/clips_per_s")) == [1, 2, 3]
+    assert [line["system/clips_per_second"] for line in _lines(config.output)] == [10, 20, 30]
+    assert sorted(_scalars(config.output, "system/clips_per_second")) == [1, 2, 3]
 
 
 def test_a_new_run_in_the_same_folder_leaves_nothing_of_the_old_one(config):
