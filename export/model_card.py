@@ -164,7 +164,7 @@ def _parity(manifest: Manifest) -> Iterator[str]:
         f"{parity.get('candidate', 'The graphs')} against the checkpoint in PyTorch float32, "
         f"on {parity.get('actions')} actions: passed. Largest error of a logit "
         f"{_small(parity.get('logits_max_abs_error'))}, smallest cosine of the features "
-        f"{_small(parity.get('features_min_cosine'))}. Every check: parity.md."
+        f"{_cosine(parity.get('features_min_cosine'))}. Every check: parity.md."
     )
     if (plan := manifest.plan) is not None:
         yield ""
@@ -182,3 +182,7 @@ def _interval(interval: Any) -> str:
 
 def _small(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, (int, float)) else "not known"
+
+
+def _cosine(value: Any) -> str:
+    return f"{value:.6f}" if isinstance(value, (int, float)) else "not known"

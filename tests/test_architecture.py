@@ -91,6 +91,7 @@ def test_no_module_has_a_name_that_says_nothing(repo_root: Path, package: str) -
         "export",
         "export.plan",
         "export.benchmark",
+        "export.inspect",
         "serving",
     ],
 )
