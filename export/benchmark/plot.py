@@ -45,7 +45,9 @@ def _bars(axis: Axes, rows: list[Row], field: str) -> None:
         places = np.arange(len(own)) + (index - (len(engines) - 1) / 2) * width
         heights = [getattr(row, field) for row in own]
         bars = axis.bar(places, heights, width * 0.95, label=engine)
-        axis.bar_label(bars, [f"{height:.3g}" for height in heights], fontsize=7, padding=2)
+        axis.bar_label(
+            bars, [f"{height:.0f}" if height >= 100 else f"{height:.3g}" for height in heights], fontsize=7, padding=2
+        )
         if field == "p50_ms":
             over = np.array([(0.0, row.p95_ms - row.p50_ms) for row in own]).T
             axis.errorbar(places, heights, yerr=over, fmt="none", ecolor="0.3", capsize=2)
