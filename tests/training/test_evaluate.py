@@ -16,7 +16,8 @@ from matplotlib.image import imread
 
 from mvfoul.errors import AnnotationError, CheckpointError, ConfigError
 from mvfoul.labels import VOCABULARIES, from_soccernet_json
-from training.checkpoint import load_network
+from training.checkpoint import load_checkpoint, load_network, save_checkpoint
+from training.clips import ClipReader
 from training.dataset import ActionSample, MultiViewDataset, collate_actions
 from training.evaluate import EvaluateConfig, main
 from training.evaluation.answers import answer_all
@@ -40,6 +41,21 @@ def _logits(config, split, **options):
     batches = [collate_actions([data[index]]) for index in range(len(data))]
     with torch.inference_mode():
         return {batch.action_ids[0]: network(batch.views, batch.view_counts) for batch in batches}
+
+
+def test_a_network_trained_on_spread_replays_is_evaluated_on_them_and_it_is_said(config, tmp_path, monkeypatch, capsys):
+    checkpoint = load_checkpoint(config.ckpt)
+    ckpt = tmp_path / "aware.pth.tar"
+    changed = {**checkpoint.config, "data": {**checkpoint.config["data"], "replay_aware": True}}
+    save_checkpoint(ckpt, replace(checkpoint, config=changed))
+    asked = []
+    read = ClipReader.read
+    monkeypatch.setattr(ClipReader, "read", lambda self, *args: asked.append(self.rule) or read(self, *args))
+    for path, aware in ((config.ckpt, False), (ckpt, True)):
+        asked.clear()
+        evaluate_checkpoint(replace(config, ckpt=path))
+        assert {rule.replay_aware for rule in asked} == {aware}
+        assert ("these figures do not hold for it" in capsys.readouterr().out) == aware
 
 
 def test_the_predictions_are_the_networks_most_probable_labels(config):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,12 @@ def evaluate_checkpoint(config: EvaluateConfig) -> Evaluation:
     if num_views > checkpoint.clip.max_views:
         raise ConfigError(f"--num-views is {num_views}; {config.ckpt} takes {checkpoint.clip.max_views} at most.")
     dataset = MultiViewDataset(config.root, config.split, num_views=num_views, clip=checkpoint.clip)
+    if checkpoint.config.get("data", {}).get("replay_aware"):
+        dataset.clips.rule = replace(dataset.clips.rule, replay_aware=True)
+        console.say(
+            "note: trained with --data.replay-aware, so slowed replays are spread by their annotated speed here too; "
+            "a server knows no replay speed, and these figures do not hold for it"
+        )
     answers = answer_split(
         network,
         dataset,
