@@ -109,8 +109,11 @@ def parse_config(args: Sequence[str]) -> SweepConfig:
         "--seed", type=int, default=0, metavar="INT", help="of the first; the others follow (default: 0)"
     )
     parser.add_argument("--output", type=Path, required=True, metavar="PATH", help="folder of the runs seed-<k>")
+    parser.add_argument("--data.root", dest="root", required=True, metavar="PATH", help="folder with the splits in it")
     known, flags = parser.parse_known_args(list(args))
-    config = SweepConfig(seeds=known.seeds, first_seed=known.seed, output=known.output, flags=tuple(flags))
+    config = SweepConfig(
+        seeds=known.seeds, first_seed=known.seed, output=known.output, flags=("--data.root", known.root, *flags)
+    )
     from training.recipes import parse_config as parse_training
 
     parse_training(config.command(config.first_seed)[3:])  # a wrong flag ends the sweep before it begins
