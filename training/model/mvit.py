@@ -73,7 +73,7 @@ class FoldedAttention(MultiscaleAttention):  # type: ignore[misc]  # torchvision
         # Batched products instead of einsum: two of the three then need no transposition in any engine.
         by_h = grid @ rows_h.transpose(1, 2)
         by_w = (grid.transpose(3, 4) @ rows_w.transpose(1, 2)).transpose(3, 4)
-        by_t = (grid.flatten(3, 4) @ rows_t.transpose(1, 2)).unflatten(3, q_thw[1:])
+        by_t = (grid.flatten(3, 4) @ rows_t.transpose(1, 2)).unflatten(3, q_thw[1:])  # type: ignore[no-untyped-call]
         scores = torch.cat((by_h, by_w, by_t), dim=-1).flatten(2, 4)
         return nn.functional.pad(scores, (0, 0, 1, 0))
 
