@@ -50,12 +50,11 @@ def compile_backbone(backbone: nn.Module) -> None:
     Raises:
         ConfigError: There is no C++ compiler.
     """
-    named = os.environ.get("CXX")
-    known = [named] if named else ["g++", "clang++"]
-    if not any(shutil.which(name) for name in known):
+    compiler = os.environ.get("CXX", "g++")  # as torch._inductor.config.cpp.cxx has it
+    if not shutil.which(compiler):
         raise ConfigError(
-            f"--loop.compile is True, and there is no C++ compiler here ({' or '.join(known)}). Install one (Debian: "
-            "apt-get install g++), name it in CXX, or take it back with --loop.no-compile."
+            f"--loop.compile is True, and the C++ compiler {compiler!r} is not here. Install one (Debian: "
+            "apt-get install g++), name yours in CXX, or take it back with --loop.no-compile."
         )
     backbone.register_forward_pre_hook(_any_number_of_views)
     backbone.compile()
