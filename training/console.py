@@ -54,8 +54,7 @@ class RunConsole:
 
     def resumed(self, path: Path, progress: Progress, notes: Sequence[str]) -> None:
         """Say where the run goes on, and what is not as it was."""
-        steps = f" and {progress.step} steps" if progress.step else ""
-        self.say(f"resume   {path}: {progress.epochs} epochs{steps} are done")
+        self.say(f"resume   {path}, after {progress.describe()}")
         for note in notes:
             self.say(f"note     {note}")
 
@@ -136,7 +135,8 @@ def _split_line(split: Split) -> str:
     annotations = split.dataset.annotations
     clips = sum(len(record.clips) for record in annotations.records)
     missing = sum(1 for issue in annotations.clip_issues if issue.reason == "missing on disk")
-    parts = [f"{len(annotations.records)} actions with {clips} clips"]
+    views = [len(record.clips) for record in annotations.records]
+    parts = [f"{len(annotations.records)} actions with {clips} clips ({min(views)} to {max(views)} views each)"]
     parts += [f"{len(annotations.dropped)} actions dropped"] if annotations.dropped else []
     parts += [f"{missing} clips missing on disk"] if missing else []
     return ", ".join(parts)

@@ -48,6 +48,14 @@ class Progress:
         """Return whether `patience` epochs have passed since the best; never for 0."""
         return 0 < patience <= self.epochs - self.best_epoch
 
+    def describe(self) -> str:
+        """Return how far the run is, in words."""
+        if not self.step:
+            return f"epoch {self.epochs}"
+        return (
+            f"epoch {self.epochs} and step {self.step} of the next" if self.epochs else f"step {self.step} of epoch 1"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return what a checkpoint keeps besides the histories."""
         return {

@@ -190,8 +190,7 @@ def _summary(config: TrainConfig, progress: Progress, exit_code: int, seconds: f
 def _stopped(progress: Progress) -> str:
     if not progress.epochs and not progress.step:
         return "Interrupted before the first step; there is no checkpoint."
-    steps = f" and {progress.step} steps of the next one" if progress.step else ""
     return (
-        f"Interrupted. {LAST} holds {progress.epochs} epochs{steps}; nothing is lost. Go on with the same command, "
-        "--output and --resume."
+        f"Interrupted. {LAST} holds {progress.describe()}; nothing is lost. Go on with the same command, --output and "
+        "--resume."
     )

@@ -15,6 +15,7 @@ import pytest
 from training.checkpoint import load_checkpoint
 from training.folder import BEST, LAST
 from training.preemption import Stopped, StopRequest, catch_signals, leave_signals_to_the_parent
+from training.progress import Progress
 
 
 def _flags(root, output, *more):
@@ -77,14 +78,14 @@ def test_a_signal_saves_and_leaves_with_its_code_and_the_run_goes_on(programs, t
     os.killpg(program.pid, number)  # the workers too, as terminals and torchrun do
     assert program.wait(60) == code, program.err
     last = load_checkpoint(output / LAST)
-    steps = f" and {last.progress['step']} steps of the next one" if last.progress["step"] else ""
-    assert f"{LAST} holds {last.epoch} epochs{steps}; nothing is lost. Go on with" in program.out
+    there = Progress.of(last, "score").describe()
+    assert f"{LAST} holds {there}; nothing is lost. Go on with" in program.out
     assert program.err == ""
     assert (output / "training_history.png").exists()
     epochs = ["--loop.epochs", last.epoch + 1]
     again = programs.start(_flags(tiny_dataset, output, *epochs, "--resume"))
     assert again.wait() == 0, again.err
-    assert re.search(rf"resume +{re.escape(str(output / LAST))}: {last.epoch} epochs", again.out)
+    assert re.search(rf"resume +{re.escape(str(output / LAST))}, after {there}", again.out)
     assert load_checkpoint(output / LAST).epoch == last.epoch + 1
 
 
