@@ -23,7 +23,7 @@ from mvfoul.artifact import (
     read_manifest,
 )
 from mvfoul.errors import ArtifactError, PlanError
-from mvfoul.plan import check_plan
+from mvfoul.plan import TensorRTHost, check_plan
 
 
 @dataclass
@@ -35,6 +35,8 @@ class Inspection:
     passed: list[str] = field(default_factory=list)
     """One sentence per thing that was verified."""
     faults: list[str] = field(default_factory=list)
+    host: TensorRTHost | None = None
+    """Where a plan shall run; None looks at this machine."""
     notes: list[str] = field(default_factory=list)
     """What could not be verified here, or is unusual."""
 
@@ -61,9 +63,9 @@ class Inspection:
         }
 
 
-def inspect_artifact(directory: Path) -> Inspection:
-    """Verify an artifact; never raises on a fault."""
-    found = Inspection(directory)
+def inspect_artifact(directory: Path, *, host: TensorRTHost | None = None) -> Inspection:
+    """Verify an artifact, on this machine or for another `host`; never raises on a fault."""
+    found = Inspection(directory, host=host)
     try:
         found.manifest = read_manifest(directory)
     except (ArtifactError, OSError) as error:
@@ -160,7 +162,7 @@ def _check_plan(found: Inspection, manifest: Manifest) -> None:
     if (plan := manifest.plan) is None:
         return
     try:
-        host = find_host()
+        host = found.host or find_host()
     except PlanError as error:
         found.notes.append(f"{plan.file} cannot be checked here: {error}")
         return

@@ -17,7 +17,7 @@ import pytest
 from export.inspect import main
 from export.inspection import inspect_artifact
 from mvfoul.artifact import ENCODER, GOLDEN, HEAD, MANIFEST, MERGED, load_artifact, read_manifest, write_manifest
-from mvfoul.plan import PLAN, PlanSpec
+from mvfoul.plan import PLAN, PlanSpec, TensorRTHost
 
 GOLDEN_HELP = Path(__file__).parent / "golden" / "inspect_help.txt"
 
@@ -155,3 +155,21 @@ def test_a_plan_is_shown_and_where_it_cannot_be_checked_that_is_said(copy):
     found = inspect_artifact(copy)
     said = [*found.notes, *found.faults]
     assert any(sentence.startswith("encoder.plan can") for sentence in said), said
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        (TensorRTHost("NVIDIA H100", "sm_90", "11.1.0.106"), ""),
+        (TensorRTHost("NVIDIA A10", "sm_86", "11.1.0.106"), "it was built for sm_90 and this GPU is sm_86"),
+        (TensorRTHost("NVIDIA H100", "sm_90", "10.16.1.11"), "here is 10.16.1.11"),
+    ],
+)
+def test_a_plan_for_another_gpu_or_tensorrt_version_is_a_fault(copy, host, said):
+    manifest = read_manifest(copy)
+    (copy / PLAN).write_bytes(b"plan")
+    write_manifest(copy, replace(manifest, plan=PlanSpec(PLAN, "sm_90", "11.1.0.106")))
+    found = inspect_artifact(copy, host=host)
+    assert found.sound == (not said)
+    assert said in "".join(found.faults)
+    assert any("may run on this GPU" in line for line in found.passed) == found.sound
