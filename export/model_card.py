@@ -72,6 +72,7 @@ def model_card(manifest: Manifest, files: Mapping[str, tuple[int, str]]) -> str:
         f"Made from the checkpoint with SHA-256 `{origin.checkpoint_sha256}`.",
         "",
         _USE.format(calibrated=_calibrated(manifest)),
+        *_caveats(manifest),
         *_labels(manifest),
         *_clip(manifest),
         *_evaluation(manifest.evaluation),
@@ -98,6 +99,12 @@ def _calibrated(manifest: Manifest) -> str:
     if all(temperature == 1 for temperature in manifest.temperatures.values()):
         return "not calibrated (temperatures of 1)"
     return f"calibrated on the validation split by one temperature per head ({values}), which is in the graph"
+
+
+def _caveats(manifest: Manifest) -> list[str]:
+    if not manifest.caveats:
+        return []
+    return ["## What requests must keep to", "", *(f"- {caveat}" for caveat in manifest.caveats), ""]
 
 
 def _labels(manifest: Manifest) -> Iterator[str]:

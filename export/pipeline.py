@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from export.batches import Clips
+from export.caveats import caveats_of
 from export.config import ExportConfig, Precision
 from export.evaluation import read_evaluation, without_nan
 from export.golden import read_golden
@@ -95,6 +96,8 @@ def export_checkpoint(
     with progress.step("checkpoint") as facts:
         source = load_source(config.ckpt)
         facts.append(_described(source.checkpoint))
+    for caveat in caveats_of(source.checkpoint):
+        progress.say(f"note: {caveat}")
     evaluation = read_evaluation(config, source.checkpoint)
     clips = choose_clips(config, source.network.clip, progress)
     reference = RememberingRunner(TorchRunner(source.network, source.checkpoint.temperatures))
@@ -147,6 +150,7 @@ def make_manifest(source: Source, report: ParityReport, precision: Precision) ->
         precision=precision,
         parity=report.summary(),
         temperatures=dict(checkpoint.temperatures),
+        caveats=caveats_of(checkpoint),
         evaluation=without_nan(checkpoint.evaluation),
         versions={name: version(name) for name in ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime")},
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),

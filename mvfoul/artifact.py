@@ -129,6 +129,8 @@ class Manifest:
     plan: PlanSpec | None = None
     merged: GraphSpec | None = None
     """Encoder and head in one file, where the export was asked for it."""
+    caveats: tuple[str, ...] = ()
+    """What a client must know that no tensor says, one sentence each."""
     versions: Mapping[str, str] = field(default_factory=dict)
     created_at: str = ""
     """UTC, ISO 8601."""
@@ -263,8 +265,10 @@ def _required(manifest: Manifest) -> tuple[str, ...]:
 
 def _to_json(manifest: Manifest) -> dict[str, Any]:
     document = asdict(manifest)
-    if manifest.merged is None:
-        del document["merged"]  # versions that do not know it can read the artifact
+    # Versions that do not know these can read an artifact that has none.
+    for name in ("merged", "caveats"):
+        if not document[name]:
+            del document[name]
     return {"schema_version": document.pop("schema_version"), **document, "clip": manifest.clip.to_json()}
 
 
@@ -310,6 +314,7 @@ def _parse_manifest(document: dict[str, Any], path: Path) -> Manifest:
         "origin": Origin(**document["origin"]),
         "plan": PlanSpec(**document["plan"]) if document.get("plan") else None,
         "merged": _parse_graph(document["merged"]) if document.get("merged") else None,
+        "caveats": tuple(document.get("caveats", ())),
     }
     return Manifest(**{**document, **parsed})
 
