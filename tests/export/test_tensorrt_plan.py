@@ -24,7 +24,7 @@ from export.tensorrt_config import TensorRTConfig
 from export.tensorrt_host import BuildHost
 from export.tensorrt_plan import PARITY_PLAN
 from export.tensorrt_runner import TensorRTRunner, split
-from mvfoul.artifact import FEATURES, MANIFEST, VIEWS, load_artifact, sha256_of
+from mvfoul.artifact import FEATURES, MANIFEST, MODEL_CARD, VIEWS, load_artifact, sha256_of
 from mvfoul.errors import ArtifactError, ConfigError, PlanError
 from mvfoul.plan import PLAN, PlanSpec, check_plan
 from tests.export import fake_tensorrt
@@ -159,7 +159,7 @@ def test_a_plan_is_added_as_a_new_version_and_nothing_else_changes(trt, artifact
     assert new is not None
     assert new.version != old.version
     after = _hashes(artifact)
-    assert {name for name in after if after[name] != before.get(name)} == {MANIFEST, PLAN, PARITY_PLAN}
+    assert {name for name in after if after[name] != before.get(name)} == {MANIFEST, MODEL_CARD, PLAN, PARITY_PLAN}
     assert _hashes(artifact.with_name("artifact.previous")) == before
     manifest = load_artifact(artifact).manifest
     assert manifest.plan.tensorrt_version == VERSION
