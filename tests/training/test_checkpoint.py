@@ -79,6 +79,15 @@ def test_the_network_comes_back_with_the_same_answers(network, network_file):
             assert torch.equal(expected, found)
 
 
+def test_a_view_embedding_comes_back_from_the_checkpoint_and_older_files_have_none(network_file, tmp_path):
+    network = FoulNetwork("mc3_18", "mean", clip=CLIP, view_embedding=True)
+    torch.nn.init.normal_(network.view_embedding.weight)
+    path = tmp_path / "best.pth.tar"
+    save_checkpoint(path, _checkpoint(state_dict=network.state_dict(), options=network.options, aggregation="mean"))
+    assert torch.equal(load_network(path)[0].view_embedding.weight, network.view_embedding.weight)
+    assert load_network(network_file)[0].view_embedding is None
+
+
 @pytest.mark.parametrize("end", ["os._exit(9)", "raise OSError(28, 'No space left on device')"])
 def test_a_process_that_ends_while_saving_leaves_the_old_checkpoint(tmp_path, end):
     path = tmp_path / "last.pth.tar"

@@ -197,3 +197,40 @@ def test_features_are_padded_to_the_action_with_most_views():
 def test_view_counts_that_do_not_fit_the_views_are_refused(counts):
     with pytest.raises(ValueError, match="must each be at least 1 and sum to N = 6"):
         pad_features(torch.zeros(6, 1), torch.tensor(counts))
+
+
+def _with_embedding(kind_vectors=None):
+    network = FoulNetwork("mc3_18", "mean", clip=small_clip("mc3_18"), view_embedding=True).eval()
+    if kind_vectors is not None:
+        with torch.no_grad():
+            network.view_embedding.weight.copy_(kind_vectors)
+    return network
+
+
+def test_a_view_embedding_starts_without_effect_and_then_tells_live_from_replay():
+    torch.manual_seed(0)
+    features, mask = torch.randn(2, 3, 512), torch.tensor([[True, True, True], [True, True, False]])
+    kinds = torch.tensor([[0, 1, 1], [1, 1, 0]])
+    network = _with_embedding()
+    assert torch.equal(network.classify(features, mask, kinds).action, network.classify(features, mask).action)
+    with torch.no_grad():
+        network.view_embedding.weight.copy_(torch.randn(2, 512))
+    changed = network.classify(features, mask, kinds).action
+    default = network.classify(features, mask).action
+    assert torch.equal(changed[0], default[0])  # the first is live, the others are replays
+    assert not torch.allclose(changed[1], default[1])
+    other_padding = kinds.clone()
+    other_padding[1, 2] = 1
+    assert torch.equal(network.classify(features, mask, other_padding).action, changed)
+
+
+def test_a_view_embedding_learns_and_its_kinds_follow_the_views():
+    network = _with_embedding(torch.randn(2, 512))
+    views = torch.randint(0, 256, (3, *network.clip.view_shape), dtype=torch.uint8)
+    counts, kinds = torch.tensor([1, 2]), torch.tensor([1, 0, 1])
+    network(views, counts, kinds).action.sum().backward()
+    assert network.view_embedding.weight.grad.abs().sum(dim=1).gt(0).all()
+    with torch.no_grad():
+        together = network(views, counts, kinds).action
+        alone = network(views[1:], torch.tensor([2]), kinds[1:]).action
+    torch.testing.assert_close(together[1:], alone, rtol=1e-4, atol=1e-5)

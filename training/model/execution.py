@@ -56,14 +56,15 @@ def compile_backbone(backbone: nn.Module) -> None:
             f"--loop.compile is True, and the C++ compiler {compiler!r} is not here. Install one (Debian: "
             "apt-get install g++), name yours in CXX, or take it back with --loop.no-compile."
         )
-    backbone.register_forward_pre_hook(_any_number_of_views)
-    backbone.compile()
+    compiled = torch.compile(backbone.forward)
 
+    def forward(views: Tensor) -> Tensor:
+        # Else there is one version for the first number of views, and a second one for all others.
+        torch._dynamo.maybe_mark_dynamic(views, 0)
+        features: Tensor = compiled(views)
+        return features
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _any_number_of_views(_backbone: nn.Module, args: tuple[Tensor]) -> None:
-    """Keep the compiler from making a version per number of views."""
-    torch._dynamo.maybe_mark_dynamic(args[0], 0)
+    backbone.forward = forward
 
 
 def checkpoint_blocks(backbone: nn.Module) -> int:
