@@ -12,9 +12,11 @@ Sides, each in runs that alternate with runs of "limit"; a ratio is that of two 
     channels last, compile, checkpointing, amp bf16 / none       our step with that flag turned
 
 Actions have 2, 3 and 4 views in turn. Clips/s counts real views. Peak memory: on a GPU what tensors took; on a CPU the
-largest resident size of this process in that run (Linux), torch and the data included. Model FLOPs utilisation: the
-floating-point operations of forward and backward (torch.utils.flop_counter: matrix products and convolutions), without
-what checkpointing computes twice, per second, over the GPU's peak for dense bf16.
+largest resident size of this process in that run (Linux), torch and the data included. All sides but "limit" and "warm
+cache" have the limit's network and optimiser in memory besides their own: compare them with each other. Model FLOPs
+utilisation: the floating-point operations of forward and backward (torch.utils.flop_counter: matrix products and
+convolutions), without what checkpointing computes twice, per second, over the GPU's peak for dense bf16. On a CPU bf16
+needs pictures that are not tiny: its 3D convolutions are wrong there, and the run ends with that sentence.
 
 Not covered: several GPUs, a cold disk, decoding (see dataloader.py), validation.
 """

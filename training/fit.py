@@ -85,6 +85,8 @@ class Fit:
         self._save_epoch(validated, best=best)
         number = f"{self.progress.epochs}/{self.config.loop.epochs}"
         self.console.epoch(number=number, results=(trained, validated), lr=lr, best=best, seconds=seconds)
+        if self.progress.epochs == 1:
+            self.console.say(f"          {trained.cost()}")
         if self.world.is_main:
             self.on_epoch(values, self.progress.epochs)
 

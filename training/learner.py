@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mvfoul.errors import DivergedError
 from mvfoul.labels import Head
 from training.augment.pixels import augment
 from training.config import TrainConfig
@@ -123,10 +124,18 @@ class Learner:
         return nullcontext() if self._shared is None or last else self._shared.no_sync()
 
     def take_step(self) -> None:
-        """Change the weights by the gradients; with fp16 nothing changes where they overflowed."""
+        """Change the weights by the gradients; with fp16 nothing changes where they overflowed.
+
+        Raises:
+            DivergedError: They are no numbers; the weights are still those before the step.
+        """
+        self.scaler.unscale_(self.optimizer)
+        gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if not self.scaler.is_enabled() and not norm.isfinite():
+            raise DivergedError(_gradient_sentence(float(norm), self.device, self.amp))
         if self.max_grad_norm > 0:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm)
+            nn.utils.clip_grads_with_norm_(self.network.parameters(), self.max_grad_norm, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema is not None:
@@ -150,6 +159,16 @@ class Learner:
         self.network.load_state_dict(raw)
         self.optimizer.load_state_dict(dict(state["optimizer"] or {}))
         self.scaler.load_state_dict(dict(state["scaler"] or {}))
+
+
+def _gradient_sentence(norm: float, device: torch.device, amp: torch.dtype | None) -> str:
+    if device.type == "cpu" and amp is torch.bfloat16:
+        # measured with torch 2.15: where a 3D kernel is larger than what is left of the picture, such as at 16 px.
+        why = "PyTorch's bf16 convolutions of small pictures are wrong on CPUs: use --loop.amp none, or"
+    else:
+        why = "Use"
+    cure = "a lower --optim.lr, --optim.max-grad-norm 1, or --schedule.warmup-epochs 1."
+    return f"the loss is a number, but the norm of its gradient is {norm}. {why} {cure}"
 
 
 def build_learner(

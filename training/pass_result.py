@@ -109,3 +109,10 @@ class PassResult:
             "system/data_wait_share": self.wait_seconds / seconds,
             "system/peak_memory_bytes": float(self.peak_memory_bytes),
         }
+
+    def cost(self) -> str:
+        """Say the same in a sentence."""
+        speed, waiting, memory = self.system().values()
+        return (
+            f"{speed:.1f} clips/s, {waiting:.0%} of the time waiting for data, peak memory {memory / (1 << 30):.2f} GiB"
+        )

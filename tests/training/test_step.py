@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import shutil
 from itertools import pairwise
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from mvfoul.clip import preset
-from mvfoul.errors import ConfigError, OutOfMemoryError
+from mvfoul.errors import ConfigError, DivergedError, OutOfMemoryError
 from training.config import LoopConfig, ModelConfig, OptimConfig, ScheduleConfig
 from training.dataset import ActionSample, collate_actions
 from training.distributed import World
@@ -106,6 +107,29 @@ def test_a_step_calls_back_once_and_its_batches_one_by_one():
         start_step=3,
     )
     assert (steps, seen) == ([4, 5], [2, 2, 2, 2])
+
+
+def test_gradients_that_are_no_numbers_end_training_before_they_reach_the_weights():
+    class Hidden(torch.autograd.Function):  # a finite loss with the gradient of a broken kernel
+        @staticmethod
+        def forward(_context, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(_context, gradient):
+            return gradient * torch.nan
+
+    class Broken(_LinearBackbone):
+        def forward(self, x):
+            return Hidden.apply(super().forward(x))
+
+    for amp, cure in ((None, "nan. Use a lower --optim.lr"), (torch.bfloat16, "use --loop.amp none")):
+        learner = _learner(amp=amp)
+        learner.network.backbone = Broken()
+        before = _weights(learner.network)
+        with pytest.raises(DivergedError, match=re.escape(cure)):
+            train_one_epoch(learner, _parts(8, 1))
+        _assert_close(before, _weights(learner.network), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0**14])
@@ -253,6 +277,7 @@ def test_a_pass_tells_its_speed_its_waiting_and_its_memory():
     assert system["system/clips_per_second"] == 15 / result.seconds
     assert system["system/data_wait_share"] == result.wait_seconds / result.seconds
     assert system["system/peak_memory_bytes"] > 1 << 26  # torch alone is more
+    assert re.fullmatch(r"[\d.]+ clips/s, \d+% of the time waiting for data, peak memory [\d.]+ GiB", result.cost())
     again = PassResult()
     again.load_state_dict(result.state_dict())
     assert again.system() == system
