@@ -114,7 +114,7 @@ def test_two_runs_cannot_write_into_one_folder_and_a_killed_one_keeps_nobody_out
     assert third.wait(60) == 0, third.err
 
 
-@pytest.mark.parametrize("kills", [10, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [50])
 def test_a_run_that_is_killed_at_any_moment_leaves_a_checkpoint_and_goes_on(programs, tiny_dataset, tmp_path, kills):
     output, moments = tmp_path / "run", random.Random(3)  # noqa: S311
     flags = _flags(tiny_dataset, output, "--resume", "--save.every-steps", "1", "--save.keep-best", "2")

@@ -43,7 +43,6 @@ def _end(process):
     process.wait(30)
 
 
-@pytest.mark.slow
 def test_torchrun_trains_and_hands_sigterm_on_and_the_run_goes_on(tiny_dataset, tmp_path, repo_root):
     output = tmp_path / "run"
     launcher = ["--standalone", "--nproc-per-node", "2"]
@@ -103,7 +102,6 @@ def two_machines():
             subprocess.run([IP, "netns", "delete", space], capture_output=True, check=False)
 
 
-@pytest.mark.slow
 def test_two_machines_train_together_and_only_the_first_needs_the_folder(
     two_machines, tiny_dataset, tmp_path, repo_root
 ):
@@ -127,7 +125,6 @@ def test_two_machines_train_together_and_only_the_first_needs_the_folder(
     assert sorted("2/2" in out for out, _ in ends) == [False, True]
 
 
-@pytest.mark.slow
 def test_a_machine_that_fails_ends_the_other_one_with_its_sentence(two_machines, tiny_dataset, tmp_path, repo_root):
     launcher = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d"]
     launcher += ["--rdzv-endpoint", "10.77.0.1:29400", "--rdzv-id", "test"]
