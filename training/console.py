@@ -15,6 +15,7 @@ from mvfoul.labels import VOCABULARIES
 from training.assembly import Parts, Split
 from training.config import TrainConfig
 from training.dataset import ActionBatch
+from training.learner import warnings_of
 from training.loop import OnBatch, PassResult
 from training.progress import Progress
 
@@ -49,7 +50,7 @@ class RunConsole:
             counts = parts.train.dataset.annotations.class_counts(head)
             if absent := [name for name, count in zip(VOCABULARIES[head], counts, strict=True) if not count]:
                 self.say(f"note     train has no {head} {', '.join(absent)}: it cannot be learnt")
-        for warning in config.loss.imbalance_warnings():
+        for warning in warnings_of(config, learner):
             self.say(f"WARNING  {warning}")
 
     def resumed(self, path: Path, progress: Progress, notes: Sequence[str]) -> None:

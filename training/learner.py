@@ -171,6 +171,20 @@ def _gradient_sentence(norm: float, device: torch.device, amp: torch.dtype | Non
     return f"the loss is a number, but the norm of its gradient is {norm}. {why} {cure}"
 
 
+_BF16_ON_CPU: Final = (
+    "--loop.amp bf16 on a CPU: PyTorch (seen with 2.15) can compute wrong gradients of 3D convolutions over "
+    "pictures of a few pixels, such as the last layers of a small --clip.size-px. Use "
+    "--loop.amp none to learn; bf16 is for GPUs."
+)
+
+
+def warnings_of(config: TrainConfig, learner: Learner) -> tuple[str, ...]:
+    """Return one sentence for each choice that is allowed and probably not wanted."""
+    # measured: Conv3d(64, 64, 3) on [2, 64, 2, 2, 2], weight gradient under autocast: infinite relative error.
+    doubtful = learner.amp is torch.bfloat16 and learner.device.type == "cpu"
+    return (*config.loss.imbalance_warnings(), *([_BF16_ON_CPU] if doubtful else []))
+
+
 def build_learner(
     config: TrainConfig,
     network: FoulNetwork,

@@ -19,6 +19,7 @@ from training.console import RunConsole, duration
 from training.distributed import World, open_world
 from training.fit import Fit, data_facts, world_facts
 from training.folder import CONFIG, HISTORY, LAST, clear, locked, make_folder
+from training.learner import warnings_of
 from training.plots import plot_history
 from training.preemption import Stopped, StoppedAfterSaving, StopRequest, catch_signals
 from training.progress import Progress
@@ -158,7 +159,7 @@ def _write_config(stage: _Stage, parts: Parts, progress: Progress) -> None:
     ]
     document: dict[str, Any] = {"config": stage.config.to_json(), "clip": parts.clip.to_json(), "versions": versions()}
     document |= {"code": git_revision(), "data": data_facts(parts), "starts": starts}
-    document["warnings"] = list(stage.config.loss.imbalance_warnings())
+    document["warnings"] = list(warnings_of(stage.config, parts.learner))
     try:
         write_json(path, document)
     except OSError as error:

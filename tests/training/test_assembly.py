@@ -9,6 +9,7 @@ import torch
 
 from mvfoul.errors import AnnotationError, ConfigError
 from training.assembly import _quiet_when_the_parent_is_gone, assemble, choose_device, load_split
+from training.learner import warnings_of
 
 CPU = torch.device("cpu")
 
@@ -127,3 +128,10 @@ def test_a_worker_is_silent_when_the_training_process_has_hung_up_and_loud_other
     assert capsys.readouterr().err == ""
     _quiet_when_the_parent_is_gone(RuntimeError, RuntimeError("out of memory"), None)
     assert "RuntimeError: out of memory" in capsys.readouterr().err
+
+
+def test_bf16_on_a_cpu_is_warned_of_and_float32_is_not(tiny_config):
+    config = tiny_config(loop={"amp": "bf16"})
+    (warning,) = [text for text in warnings_of(config, assemble(config).learner) if "bf16" in text]
+    assert "--loop.amp none" in warning
+    assert not [text for text in warnings_of(tiny_config(), assemble(tiny_config()).learner) if "bf16" in text]
