@@ -48,6 +48,9 @@ format: $(STAMP) ## Format and fix what can be fixed
 
 benchmarks: $(STAMP) ## Every benchmark that runs on a CPU, to the terminal
 	$(PY) benchmarks/decode.py
+	$(PY) benchmarks/dataloader.py
+	OMP_NUM_THREADS=1 $(PY) benchmarks/train_step.py --backbones mc3_18 --size 32 --frames 8
+	$(PY) benchmarks/backbones.py
 	$(PY) benchmarks/serve.py --artifact "$(OUT)/artifact"
 
 clean: ## Remove caches; keeps .venv and runs/
