@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import av
 import numpy as np
 import torch
+from noise_clip import write_noise_clip
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
@@ -144,22 +145,11 @@ def _generate(root: Path) -> Path:
         listed = [{**clip, "Url": clip["Url"] % number} for clip in clips]
         actions[str(number)] = {"Offence": "Offence", "Action class": "Holding", "Severity": "3.0", "Clips": listed}
         for k in range(3):
-            _encode(root / "test" / f"action_{number}" / f"clip_{k}.mp4", seed=3 * number + k)
+            path = root / "test" / f"action_{number}" / f"clip_{k}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_noise_clip(path, 3 * number + k)
     (root / "test" / "annotations.json").write_text(json.dumps({"Set": "test", "Actions": actions}))
     return root
-
-
-def _encode(path: Path, *, seed: int, frames: int = 126) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 398, 224, "yuv420p"
-        for i in range(frames):
-            ramp = (np.arange(398)[None, :, None] + np.arange(224)[:, None, None] + 3 * i) % 200
-            picture = (ramp + rng.integers(0, 40, (224, 398, 3))).astype(np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
 
 
 def _measure(root: Path, split: str, cache: Path, options: argparse.Namespace) -> tuple[list[Row], int]:

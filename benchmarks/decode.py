@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import av
 import numpy as np
 import torch
+from noise_clip import write_noise_clip
 from numpy.typing import NDArray
 from torchvision.transforms.v2 import functional
 
@@ -97,21 +98,10 @@ def _find_clips(data: Path | None, folder: Path) -> tuple[str, list[Path]]:
         return ("given clips" if data else "real sample"), clips
     if data:
         raise SystemExit(f"{data} has no <split>/action_<id>/clip_<k>.mp4; give a data set in the official layout.")
-    return "generated clips", [_make_clip(folder / f"{seed}.mp4", seed) for seed in range(3)]
-
-
-def _make_clip(path: Path, seed: int, *, frames: int = 126) -> Path:
-    """Write a clip of the data set's size and length: noise on a moving gradient, so that it costs to decode."""
-    rng = np.random.default_rng(seed)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 398, 224, "yuv420p"
-        for i in range(frames):
-            ramp = (np.arange(398)[None, :, None] + np.arange(224)[:, None, None] + 3 * i) % 200
-            picture = (ramp + rng.integers(0, 40, (224, 398, 3))).astype(np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-    return path
+    made = [folder / f"{seed}.mp4" for seed in range(3)]
+    for seed, path in enumerate(made):
+        write_noise_clip(path, seed)
+    return "generated clips", made
 
 
 def _measure(name: Preset, clips: Sequence[Path], repeats: int) -> Case:

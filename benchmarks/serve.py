@@ -36,9 +36,9 @@ from typing import Any
 # Run from anywhere: the repository is the parent of this folder.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import av
 import numpy as np
 import onnxruntime
+from noise_clip import write_noise_clip
 from numpy.typing import NDArray
 
 from mvfoul.artifact import FEATURES, VIEWS, Artifact, load_artifact
@@ -118,18 +118,10 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_clip(seed: int, *, frames: int = 126) -> bytes:
-    """Return an h264 clip of the data set's size and length: noise on a moving gradient, so that it costs to decode."""
-    rng = np.random.default_rng(seed)
+def make_clip(seed: int) -> bytes:
+    """Return an encoded clip, see `write_noise_clip`."""
     file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 398, 224, "yuv420p"
-        for i in range(frames):
-            ramp = (np.arange(398)[None, :, None] + np.arange(224)[:, None, None] + 3 * i) % 200
-            picture = (ramp + rng.integers(0, 40, (224, 398, 3))).astype(np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
+    write_noise_clip(file, seed)
     return file.getvalue()
 
 

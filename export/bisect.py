@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from export.config import Precision, Tolerance
 from export.graphs import EncoderGraph, HeadGraph
 from export.precision import fold_batch_norms
-from mvfoul.artifact import ENCODER, FEATURES, HEAD, VIEWS
+from mvfoul.artifact import ENCODER, FEATURES, HEAD, VIEWS, without_nan
 from training.model.backbone import S3DFeatures
 from training.model.network import FoulNetwork
 
@@ -76,12 +76,11 @@ class Bisection:
 
     def to_json(self) -> dict[str, Any]:
         """Return what bisect.json holds; a figure that is not finite is None."""
-        layers = [{k: _finite(v) for k, v in asdict(layer).items()} for layer in self.layers]
         first = self.first
         return {
             "limit": self.limit,
             "first": first.layer if first else None,
-            "layers": layers,
+            "layers": [without_nan(asdict(layer)) for layer in self.layers],
             "not_compared": list(self.not_compared),
         }
 
@@ -249,7 +248,3 @@ def _limit(tolerance: Tolerance, precision: Precision) -> str:
     if precision == "fp32":
         return f"{tolerance.features:.3g} relative"
     return f"a cosine of {tolerance.cosine(precision):.3g} (head: {tolerance.features:.3g} relative)"
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not np.isfinite(value) else value

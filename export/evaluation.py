@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -35,12 +34,3 @@ def read_evaluation(config: ExportConfig, checkpoint: Checkpoint) -> Mapping[str
     if facts != expected:
         raise ConfigError(f"--evaluation {path} is of {facts}, and {config.ckpt} is {expected}. Evaluate this one.")
     return {name: document[name] for name in _KEPT if document.get(name) is not None}
-
-
-def without_nan(value: Any) -> Any:
-    """Replace NaN and infinity, which JSON lacks, by None: the balanced accuracy of a split without a class is NaN."""
-    if isinstance(value, Mapping):
-        return {str(key): without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

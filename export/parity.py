@@ -43,6 +43,7 @@ from mvfoul.artifact import (
     FEATURES,
     OFFENCE_SEVERITY_PROBABILITIES,
     VIEW_WEIGHTS,
+    without_nan,
 )
 from mvfoul.labels import VOCABULARIES, Head
 
@@ -106,7 +107,7 @@ class ParityReport:
             "candidate": self.candidate,
             "tolerance": asdict(self.tolerance),
             "batches": [{"name": name, "view_counts": list(counts)} for name, counts in self.batches],
-            "errors": [_finite(asdict(error)) for error in self.evidence.batches],
+            "errors": [without_nan(asdict(error)) for error in self.evidence.batches],
             "checks": [asdict(check) for check in self.checks],
         }
 
@@ -294,11 +295,6 @@ def _compare_decisions(
 def _structure(reference: Runner, candidate: Runner) -> Iterator[Check]:
     for expected, found in zip(reference.graphs, candidate.graphs, strict=True):
         yield from structure_checks(expected, found)
-
-
-def _finite(document: dict[str, Any]) -> dict[str, Any]:
-    """Return a document that JSON can hold: None for what is not finite."""
-    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in document.items()}
 
 
 def _extreme(choose: Callable[[Iterable[float]], float], values: Sequence[float | None]) -> float | None:

@@ -20,7 +20,7 @@ from typing import Any
 from export.batches import Clips
 from export.caveats import caveats_of
 from export.config import ExportConfig, Precision
-from export.evaluation import read_evaluation, without_nan
+from export.evaluation import read_evaluation
 from export.golden import read_golden
 from export.merge import merged_spec
 from export.model_card import write_model_card
@@ -45,6 +45,7 @@ from mvfoul.artifact import (
     Origin,
     publish,
     sha256_of,
+    without_nan,
     write_json,
     write_manifest,
 )

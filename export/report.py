@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from rich.table import Table
 
 from export.checks import Check
 from export.parity import ParityReport
+from mvfoul.command import peak_memory_bytes
 
 _WIDTH: Final = 120
 _SHOWN_FAILURES: Final = 5
@@ -88,13 +87,6 @@ def parity_table(report: ParityReport) -> Table:
 def size_of(path: Path) -> str:
     """Return a file's size in MB, spelled."""
     return f"{path.stat().st_size / 1e6:.1f} MB"
-
-
-def peak_memory_bytes() -> int:
-    """Return the largest resident size of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # macOS counts bytes, Linux KiB.
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _reasons(check: Check) -> Iterator[str]:

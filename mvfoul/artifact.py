@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -255,6 +256,15 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
         except BaseException:
             Path(stream.name).unlink(missing_ok=True)
             raise
+
+
+def without_nan(value: Any) -> Any:
+    """Replace NaN and infinity, which JSON lacks, by None, in a document for `write_json`."""
+    if isinstance(value, Mapping):
+        return {str(key): without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _required(manifest: Manifest) -> tuple[str, ...]:

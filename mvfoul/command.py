@@ -56,6 +56,15 @@ def check_flag(accepted: bool, flag: str, value: object, cure: str) -> None:
         raise ConfigError(f"{flag} is {value!r}. {cure}")
 
 
+def peak_memory_bytes() -> int:
+    """Return the largest resident size of this process so far."""
+    import resource  # late: not on every system, and few commands ask
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # macOS counts bytes, Linux KiB.
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 def available_cpus() -> int:
     """Return the CPUs that this process may use."""
     return len(os.sched_getaffinity(0))

@@ -25,6 +25,8 @@ from mvfoul.labels import VOCABULARIES
 from training.model.network import FoulNetwork
 
 SCHEMA_VERSION: Final = 1
+LOAD_ERRORS: Final = (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError)
+"""What `torch.load` raises for a file that is damaged or something else."""
 _REQUIRED: Final = ("epoch", "backbone", "aggregation", "state_dict", "optimizer", "histories", "config", "evaluation")
 
 
@@ -201,14 +203,18 @@ def load_network(path: Path, device: str | torch.device = "cpu") -> tuple[FoulNe
     return build_network(checkpoint, source=str(path)).to(device), checkpoint
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the first line of one of `LOAD_ERRORS`; some have none."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         document = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"no checkpoint at {path}. Train one: python -m training --data.root DIR") from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is damaged or not a checkpoint ({reason}). Copy it again.") from error
+    except LOAD_ERRORS as error:
+        raise CheckpointError(f"{path} is damaged or not a checkpoint ({reason_of(error)}). Copy it again.") from error
     if not isinstance(document, dict):
         raise CheckpointError(f"{path} holds a {type(document).__name__}, not a checkpoint of this project.")
     return document

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import tyro
 
 from mvfoul.command import check_flag, exit_code_of
 from mvfoul.errors import ConfigError
+from training.config import flat_settings
 from training.history import RunRecord, read_run
 
 _COLUMNS: Final = (
@@ -108,7 +109,7 @@ _STATES: Final = {"early": "stopped early", "unfinished": "unfinished"}
 
 def differences(records: Sequence[RunRecord]) -> list[str]:
     """Return the settings that are not the same in all runs, a line each."""
-    flat = [dict(_flat(record.config)) for record in records]
+    flat = [flat_settings(record.config) for record in records]
     keys = sorted({key for settings in flat for key in settings if key not in _NOT_A_SETTING})
     rows = [(f"--{key.replace('_', '-')}", [settings.get(key, "(none)") for settings in flat]) for key in keys]
     differing = [(flag, values) for flag, values in rows if any(value != values[0] for value in values)]
@@ -134,14 +135,6 @@ def _score(record: RunRecord) -> float:
 def _cell(value: float | None, scale: float) -> str:
     digits = 1 if scale == 100 else 3
     return f"{'-':>9}" if value is None else f"{scale * value:9.{digits}f}"
-
-
-def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in document.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 if __name__ == "__main__":

@@ -58,6 +58,8 @@ class ActionSample(NamedTuple):
     """One sentence per clip that could not be decoded."""
     changes: Tensor | None = None
     """float32 `[V, ROW]`: random changes still to be made by `training.augment.pixels.augment`; None: none."""
+    cameras: tuple[str, ...] = ()
+    """V: the camera type of each view, as annotated."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class ActionBatch:
     """One sentence per clip that could not be decoded, of the actions left out too."""
     changes: Tensor | None = None
     """float32 `[N, ROW]`, always on the CPU: the random changes still to be made; None: there are none."""
+    cameras: tuple[str, ...] = ()
+    """N: the camera type of each view, as annotated."""
 
     def __len__(self) -> int:
         """B, the number of actions."""
@@ -189,7 +193,8 @@ class MultiViewDataset(Dataset[ActionSample]):
         action, severity = (labels.action, labels.offence_severity) if labels else (UNLABELLED, UNLABELLED)
         kinds = torch.tensor([REPLAY if record.clips[k].is_replay else LIVE for k in chosen], dtype=torch.int64)
         changes = self._changes(uniforms[chosen, :DRAWS])
-        return ActionSample(views, kinds, action, severity, record.action_id, skipped, changes)
+        cameras = tuple(record.clips[k].camera_type for k in chosen)
+        return ActionSample(views, kinds, action, severity, record.action_id, skipped, changes, cameras)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch's views and random transforms; workers that already run obey from their next action on."""
@@ -288,6 +293,7 @@ def collate_actions(samples: Iterable[ActionSample], *, clip: ClipSpec | None = 
         action_ids=tuple(sample.action_id for sample in seen),
         left_out=tuple(sample.action_id for sample in everything if not len(sample.views)),
         skipped=tuple(reason for sample in everything for reason in sample.skipped),
+        cameras=tuple(camera for sample in seen for camera in sample.cameras),
         changes=torch.cat(changes) if changes else None,
     )
 

@@ -43,11 +43,17 @@ class Fit:
     """Called on rank 0 with the figures of each finished epoch, and its number from 1, after it was saved."""
     _saved_at: float = field(default_factory=time.monotonic)
     _epoch_started: float = 0.0
-    _origin: dict[str, Any] = field(init=False)
-    """What made the run; the same in all its checkpoints."""
+    origin: dict[str, Any] = field(init=False)
+    """What made the run, besides its settings: fields of `Checkpoint`, the same in all of its checkpoints."""
 
     def __post_init__(self) -> None:
-        self._origin = origin(self.config, self.world, self.parts)
+        splits = {"train": self.parts.train, "valid": self.parts.valid}
+        self.origin = {
+            "versions": versions(),
+            "world": world_facts(self.config, self.world),
+            "data": {name: data_identity(split.dataset.annotations) for name, split in splits.items()},
+            "code": git_revision(),
+        }
 
     def run(self) -> None:
         """Go through the epochs that are left.
@@ -178,7 +184,7 @@ class Fit:
             config=config.to_json(),
             evaluation=evaluation,
             progress=self.progress.to_json(),
-            **self._origin,
+            **self.origin,
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -197,22 +203,6 @@ class Fit:
 def world_facts(config: TrainConfig, world: World) -> dict[str, int]:
     """Return what of the processes decides the last digits of a loss."""
     return {"size": world.size, "accumulate": config.loop.accumulate}
-
-
-def data_facts(parts: Parts) -> dict[str, Any]:
-    """Return what tells the run's data from other data."""
-    splits = {"train": parts.train, "valid": parts.valid}
-    return {name: data_identity(split.dataset.annotations) for name, split in splits.items()}
-
-
-def origin(config: TrainConfig, world: World, parts: Parts) -> dict[str, Any]:
-    """Return what made the run, besides its settings: fields of `Checkpoint`."""
-    return {
-        "versions": versions(),
-        "world": world_facts(config, world),
-        "data": data_facts(parts),
-        "code": git_revision(),
-    }
 
 
 def _curves(split: str, result: PassResult) -> dict[str, float]:

@@ -6,13 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from mvfoul.errors import ConfigError
-
-_CONFIG: Final = "config.json"
-_JSONL: Final = "history.jsonl"
-_CHECKPOINTS: Final = ("last.pth.tar", "best.pth.tar")
+from training.folder import BEST, CONFIG, LAST
+from training.tracking import JSONL, rows_of
 
 Row = Mapping[str, float | None]
 
@@ -35,7 +33,7 @@ class RunRecord:
     @property
     def best_epoch(self) -> int:
         """Counted from 1; of equal ones the first."""
-        results = [_goodness(row, self.select) for row in self.rows]
+        results = [goodness_of(row, self.select) for row in self.rows]
         return 1 + results.index(max(results))
 
     @property
@@ -73,7 +71,7 @@ def read_run(folder: Path) -> RunRecord:
         ConfigError: It is no folder of a run, damaged, or has no finished epoch yet.
     """
     config = _config(folder)
-    path = folder / _JSONL
+    path = folder / JSONL
     rows = _jsonl(path) if path.exists() else _of_checkpoint(folder)
     if not rows:
         raise ConfigError(f"{folder} has no finished epoch yet. Wait for the first, or leave this run out.")
@@ -81,9 +79,9 @@ def read_run(folder: Path) -> RunRecord:
 
 
 def _config(folder: Path) -> Mapping[str, Any]:
-    path = folder / _CONFIG
+    path = folder / CONFIG
     if not folder.is_dir() or not path.exists():
-        raise ConfigError(f"{folder} is no folder of a run: it has no {_CONFIG}. Name the --output of a training.")
+        raise ConfigError(f"{folder} is no folder of a run: it has no {CONFIG}. Name the --output of a training.")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))["config"]
         _ = config["loop"]["select"], int(config["loop"]["epochs"]), int(config["loop"]["patience"])
@@ -111,16 +109,16 @@ def _jsonl(path: Path) -> list[Row]:
 
 
 def _of_checkpoint(folder: Path) -> list[Row]:
-    found = next((folder / name for name in _CHECKPOINTS if (folder / name).exists()), None)
+    found = next((folder / name for name in (LAST, BEST) if (folder / name).exists()), None)
     if found is None:
         return []
     from training.checkpoint import load_checkpoint  # late: torch takes seconds, and most runs have history.jsonl
-    from training.tracking import rows_of
 
     return list(rows_of(load_checkpoint(found).histories))
 
 
-def _goodness(row: Row, select: str) -> float:
+def goodness_of(row: Row, select: str) -> float:
+    """Return what `training.progress.goodness` says of the epoch with these figures; larger is better."""
     if select == "score":
         return _number(row["valid/score"])
     if select == "loss":

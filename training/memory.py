@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
 import torch
 
+from mvfoul.command import peak_memory_bytes
 from mvfoul.errors import OutOfMemoryError
 from training.dataset import ActionBatch
 
@@ -26,7 +26,7 @@ def peak_bytes(device: torch.device) -> int:
     """Return the most memory in use so far: what tensors took on a GPU, else the resident size of this process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    return peak_memory_bytes()
 
 
 @contextmanager

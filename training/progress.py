@@ -8,7 +8,9 @@ from typing import Any
 
 from training.checkpoint import Checkpoint
 from training.config import Select
+from training.history import goodness_of
 from training.loop import PassResult
+from training.tracking import rows_of
 
 
 @dataclass
@@ -69,7 +71,7 @@ class Progress:
     def of(cls, checkpoint: Checkpoint, select: Select) -> Progress:
         """Return the progress at a checkpoint; files of the first version have it in their histories only."""
         histories = {name: list(values) for name, values in checkpoint.histories.items()}
-        kept = checkpoint.progress or {"goodness": _goodness_of(histories, select)}
+        kept = checkpoint.progress or {"goodness": [goodness_of(row, select) for row in rows_of(histories)]}
         return cls(histories=histories, **kept)
 
 
@@ -78,12 +80,3 @@ def goodness(select: Select, valid: PassResult) -> float:
     if select == "loss":
         return -valid.loss
     return valid.metrics.score if select == "score" else valid.metrics.accuracy
-
-
-def _goodness_of(histories: Mapping[str, list[float]], select: Select) -> list[float]:
-    if select == "loss":
-        return [-loss for loss in histories["valid/loss"]]
-    if select == "score":
-        return list(histories["valid/score"])
-    heads = (histories["valid/action/accuracy"], histories["valid/offence_severity/accuracy"])
-    return [(action + severity) / 2 for action, severity in zip(*heads, strict=True)]

@@ -7,13 +7,13 @@ interrupted, on the same machine with the same number of processes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from mvfoul.errors import CheckpointError, ConfigError
 from training.checkpoint import Checkpoint, load_checkpoint
-from training.config import DataConfig, TrainConfig
+from training.config import DataConfig, TrainConfig, flat_settings
 from training.folder import LAST, checkpoints
 from training.provenance import versions
 
@@ -27,8 +27,6 @@ FREE: Final = (
     "data.workers",
     "data.preload_gib",
     "data.prefetch",
-    "data.cache_dir",
-    "data.cache_gib",
     "data.cache_dir",
     "data.cache_gib",
     "loop.epochs",
@@ -79,9 +77,9 @@ def check_settings(config: TrainConfig, checkpoint: Checkpoint, path: Path) -> l
     Raises:
         ConfigError: Another setting differs; the message has each flag, its old and its new value.
     """
-    old, new = dict(_flat(checkpoint.config)), dict(_flat(config.to_json()))
+    old, new = flat_settings(checkpoint.config), flat_settings(config.to_json())
     # A run of an earlier version lacks settings that are newer than it: it did what their defaults do.
-    defaults = dict(_flat(TrainConfig(data=DataConfig(root=config.data.root)).to_json()))
+    defaults = flat_settings(TrainConfig(data=DataConfig(root=config.data.root)).to_json())
     changed = {
         name: (old.get(name, defaults.get(name)), new.get(name))
         for name in sorted({*old, *new})
@@ -135,14 +133,6 @@ def _processes(world: Mapping[str, int]) -> str:
     size, parts = world.get("size", 1), world.get("accumulate", 1)
     each = f" with {parts} micro-batches per step" if parts > 1 else ""
     return f"{size} process{'es' if size > 1 else ''}{each}"
-
-
-def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in document.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _is_free(name: str) -> bool:

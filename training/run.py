@@ -17,13 +17,12 @@ from training.checkpoint import Checkpoint
 from training.config import TrainConfig
 from training.console import RunConsole, duration
 from training.distributed import World, open_world
-from training.fit import Fit, data_facts, world_facts
+from training.fit import Fit, world_facts
 from training.folder import CONFIG, HISTORY, LAST, clear, locked, make_folder
 from training.learner import warnings_of
 from training.plots import plot_history
 from training.preemption import Stopped, StoppedAfterSaving, StopRequest, catch_signals
 from training.progress import Progress
-from training.provenance import git_revision, versions
 from training.tracking import open_trackers
 
 
@@ -122,10 +121,10 @@ def _assemble_and_fit(stage: _Stage, progress: Progress, before: Checkpoint | No
     parts = _assemble(stage)
     fit = Fit(config, output, stage.world, stage.stop, console, parts, progress)
     if before is not None:
-        resume.check_data(before, data_facts(parts))
+        resume.check_data(before, fit.origin["data"])
         fit.restore(before)
     if stage.world.is_main:
-        _write_config(stage, parts, progress)
+        _write_config(fit)
         console.parts(config, parts, output)
     stage.stop.defer()
     if not stage.world.is_main:
@@ -145,21 +144,24 @@ def _assemble(stage: _Stage) -> Parts:
         return assemble(stage.config, show, world=stage.world)
 
 
-def _write_config(stage: _Stage, parts: Parts, progress: Progress) -> None:
+def _write_config(fit: Fit) -> None:
     """Write every setting and where it came from; each start of the run adds its own line to `starts`."""
-    path = stage.output / CONFIG
+    path, progress, made = fit.output / CONFIG, fit.progress, fit.origin
     starts: list[Any] = []
     if progress.epochs or progress.step:
         with suppress(OSError, ValueError):  # not needed to go on
             starts = json.loads(path.read_text()).get("starts", [])
     now = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "epoch": progress.epochs, "step": progress.step}
-    starts = [
-        *starts,
-        {**now, **world_facts(stage.config, stage.world), "code": git_revision(), "versions": versions()},
-    ]
-    document: dict[str, Any] = {"config": stage.config.to_json(), "clip": parts.clip.to_json(), "versions": versions()}
-    document |= {"code": git_revision(), "data": data_facts(parts), "starts": starts}
-    document["warnings"] = list(warnings_of(stage.config, parts.learner))
+    starts = [*starts, {**now, **made["world"], "code": made["code"], "versions": made["versions"]}]
+    document = {
+        "config": fit.config.to_json(),
+        "clip": fit.parts.clip.to_json(),
+        "versions": made["versions"],
+        "code": made["code"],
+        "data": made["data"],
+        "starts": starts,
+        "warnings": list(warnings_of(fit.config, fit.parts.learner)),
+    }
     try:
         write_json(path, document)
     except OSError as error:

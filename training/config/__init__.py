@@ -11,7 +11,7 @@ from training.config.model import ModelConfig
 from training.config.optim import OptimConfig, ScheduleConfig
 from training.config.save import SaveConfig
 from training.config.track import TrackConfig
-from training.config.train import Device, RecipeName, TrainConfig
+from training.config.train import Device, RecipeName, TrainConfig, flat_settings
 
 __all__ = [
     "Amp",
@@ -29,5 +29,6 @@ __all__ = [
     "Select",
     "TrackConfig",
     "TrainConfig",
+    "flat_settings",
     "given_weights",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -108,6 +109,14 @@ class TrainConfig:
         """Return plain dictionaries, lists, numbers and strings, in the order of the fields."""
         plain: dict[str, Any] = _plain(asdict(self))
         return plain
+
+
+def flat_settings(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of `TrainConfig.to_json` by dotted name, such as `optim.lr`."""
+    flat: dict[str, Any] = {}
+    for name, value in document.items():
+        flat |= flat_settings(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
 
 
 def _plain(value: Any) -> Any:

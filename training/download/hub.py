@@ -6,7 +6,6 @@ The hub's client finds and transfers; it no longer keeps what an interrupted pro
 from __future__ import annotations
 
 import errno
-import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,12 +24,12 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
+from mvfoul.artifact import sha256_of
 from mvfoul.errors import DownloadError
 from training.download.archive import OnBytes
 from training.download.config import REPOSITORY_720P, DownloadConfig
 
 _SHA256 = re.compile("[0-9a-f]{64}")
-_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -117,17 +116,9 @@ def difference(path: Path, remote: RemoteFile) -> str | None:
     size = path.stat().st_size
     if size != remote.size_bytes:
         return f"{size} bytes, not {remote.size_bytes}"
-    if remote.sha256 is not None and (found := _sha256(path)) != remote.sha256:
+    if remote.sha256 is not None and (found := sha256_of(path)) != remote.sha256:
         return f"sha256 {found[:12]}..., not {remote.sha256[:12]}..."
     return None
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -35,6 +35,8 @@ class Answers:
     label_lists: dict[Head, list[int]] = field(default_factory=lambda: {head: [] for head in VOCABULARIES})
     view_counts: list[int] = field(default_factory=list)
     """A of them, summing to N."""
+    cameras: list[str] = field(default_factory=list)
+    """N: the camera type of each view, as annotated."""
     together: dict[Head, list[list[float]]] = field(default_factory=_lists)
     """A rows of C logits per head."""
     alone: dict[Head, list[list[float]]] = field(default_factory=_lists)
@@ -53,6 +55,7 @@ class Answers:
         """Append the answers for one batch."""
         self.action_ids.extend(batch.action_ids)
         self.view_counts.extend(batch.view_counts.tolist())
+        self.cameras.extend(batch.cameras)
         for head in VOCABULARIES:
             self.label_lists[head].extend(getattr(batch, head).tolist())
             self.together[head].extend(getattr(together, head).tolist())

@@ -44,8 +44,6 @@ class Evaluation:
     """SoccerNet's prediction JSON."""
     official: OfficialCount
     labelled: bool
-    cameras: Sequence[str] = ()
-    """N: the camera type of each view, as annotated."""
     temperatures: Mapping[Head, float] = field(default_factory=lambda: dict.fromkeys(VOCABULARIES, 1.0))
     intervals: Bootstrap | None = None
     """Of `metrics`; None without labels, or where no resample is asked for."""
@@ -90,6 +88,11 @@ class Evaluation:
     def calibrated(self) -> bool:
         """Whether the checkpoint has temperatures of its own."""
         return any(temperature != 1.0 for temperature in self.temperatures.values())
+
+    @property
+    def cameras(self) -> Sequence[str]:
+        """N: the camera type of each view, as annotated."""
+        return self.answers.cameras
 
     def by_view_count(self) -> dict[str, dict[str, Any]]:
         """Return plain figures of the actions with 1, 2, ... views."""
@@ -149,21 +152,9 @@ def judge(
         document,
         official,
         labelled,
-        camera_types(answers, dataset),
         {head: float((temperatures or {}).get(head, 1.0)) for head in VOCABULARIES},
         _intervals(answers, official, resamples, seed) if labelled and resamples else None,
     )
-
-
-def camera_types(answers: Answers, dataset: MultiViewDataset) -> list[str]:
-    """Return the camera type of each of the N views: the first usable clips of each action, in their order."""
-    records = {record.action_id: record for record in dataset.records}
-    bad = {sentence.split(": ", 2)[1] for sentence in answers.skipped}  # "action <id>: <path>: <reason>"
-    names: list[str] = []
-    for action_id, count in zip(answers.action_ids, answers.view_counts, strict=True):
-        usable = [clip.camera_type for clip in records[action_id].clips if str(clip.path) not in bad]
-        names += usable[:count]
-    return names
 
 
 def _intervals(answers: Answers, official: OfficialCount, resamples: int, seed: int) -> Bootstrap:

@@ -13,8 +13,6 @@ and its 400 answers are the features. This is the only file that knows these nam
 
 from __future__ import annotations
 
-import hashlib
-import pickle
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,9 +22,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from mvfoul.artifact import sha256_of
 from mvfoul.clip import ClipSpec
 from mvfoul.errors import CheckpointError
-from training.checkpoint import Checkpoint, save_checkpoint
+from training.checkpoint import LOAD_ERRORS, Checkpoint, reason_of, save_checkpoint
 from training.legacy.config import LegacyConfig
 from training.model.backbone import BACKBONES
 from training.model.names import BACKBONE_NAMES, AggregationName, BackboneName, FeatureName
@@ -60,7 +59,7 @@ def convert(config: LegacyConfig) -> str:
         clip=clip,
         state_dict=network.state_dict(),
         options=network.options,
-        config={"imported": {"file": config.source.name, "sha256": _sha256(config.source)}},
+        config={"imported": {"file": config.source.name, "sha256": sha256_of(config.source)}},
     )
     save_checkpoint(config.out, checkpoint)
     return _report(config, checkpoint, network)
@@ -81,9 +80,10 @@ def read_published(path: Path) -> Mapping[str, Any]:
         document = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"--in {path}: no such file. Name the published one, 14_model.pth.tar.") from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"--in {path} is damaged or no PyTorch file ({reason}). Download it again.") from error
+    except LOAD_ERRORS as error:
+        raise CheckpointError(
+            f"--in {path} is damaged or no PyTorch file ({reason_of(error)}). Download it again."
+        ) from error
     if not isinstance(document, Mapping):
         raise CheckpointError(f"--in {path} holds a {type(document).__name__}, not a published VARS checkpoint.")
     if "schema_version" in document:
@@ -188,11 +188,6 @@ def _backbone_tensors(name: BackboneName, clip: ClipSpec) -> dict[str, Tensor]:
 def _epoch(document: Mapping[str, Any]) -> int:
     epoch = document.get("epoch")
     return epoch if isinstance(epoch, int) else 0
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _report(config: LegacyConfig, checkpoint: Checkpoint, network: FoulNetwork) -> str:
