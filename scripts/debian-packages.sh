@@ -1,17 +1,39 @@
 #!/usr/bin/env bash
 # Installs the Debian packages this project needs, and only those that are missing. Says what it does.
-# Needed: python3-venv (Debian splits `venv` from Python). Video decoding needs none: PyAV's wheel carries FFmpeg.
+# Without python3-venv nothing works (Debian splits `venv` from Python); without the others some tests and demos cannot run,
+# and they say so. Video decoding needs none: PyAV's wheel carries FFmpeg.
 set -euo pipefail
 
-if "${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null; then
+# One line for each: package, then the command that shows that it is there.
+PACKAGES=(
+    "prometheus promtool"  # rules, their tests, and what scrapes in tests and in `make monitoring-demo`
+    "chromium chromium"  # the pages as people see them
+)
+
+packages=()
+"${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
+for line in "${PACKAGES[@]}"; do
+    read -r package command <<<"$line"
+    command -v "$command" >/dev/null || packages+=("$package")
+done
+if [ ${#packages[@]} -eq 0 ]; then
     echo "Debian packages: nothing to install"
     exit 0
 fi
+run() { if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi; }
 if ! command -v apt-get >/dev/null; then
-    echo "error: Python has no venv module and this is not Debian; install Python 3.11 or later with venv" >&2
+    echo "This is not Debian; missing here: ${packages[*]}" >&2
+    [[ " ${packages[*]} " != *" python3-venv "* ]] && exit 0
+    echo "error: Python has no venv module; install Python 3.11 or later with venv" >&2
     exit 1
 fi
-run() { if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi; }
-echo "Debian packages: installing python3-venv"
-run apt-get update -q
-run apt-get install -y -q --no-install-recommends python3-venv
+echo "Debian packages: installing ${packages[*]}"
+if [[ " ${packages[*]} " == *" prometheus "* ]]; then
+    # The package would start a server of its own, now and at each boot: a masked unit never starts.
+    run mkdir -p /etc/systemd/system
+    run ln -sf /dev/null /etc/systemd/system/prometheus.service
+fi
+if ! { run apt-get update -q && run apt-get install -y -q --no-install-recommends "${packages[@]}"; }; then
+    [[ " ${packages[*]} " == *" python3-venv "* ]] && exit 1
+    echo "Debian packages: could not install ${packages[*]}; what needs them will say so" >&2
+fi
