@@ -25,7 +25,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mvfoul.artifact import VIEWS
+from mvfoul.artifact import ACTION_PROBABILITIES, OFFENCE_SEVERITY_PROBABILITIES, VIEWS
 from mvfoul.errors import (
     OverloadedError,
     RequestError,
@@ -34,6 +34,7 @@ from mvfoul.errors import (
     UnavailableError,
     UnknownModelError,
 )
+from mvfoul.labels import Head
 from mvfoul.prediction import Candidate
 
 _ERRORS: Mapping[str, type[ServiceError]] = {
@@ -75,6 +76,8 @@ class Decision:
     """From call to answer, as the client saw it."""
     document: Mapping[str, Any]
     """The `DECISION` object as the server sent it."""
+    probabilities: Mapping[Head, tuple[float, ...]]
+    """All of a head's, in the order of its vocabulary."""
 
 
 class FoulClient:
@@ -127,7 +130,11 @@ class FoulClient:
         except self._triton.InferenceServerException as error:
             raise self._error(error.status(), error.message()) from error
         client_ms = (time.perf_counter() - start) * 1000
-        return _decision(json.loads(result.as_numpy("DECISION")[0]), client_ms)
+        probabilities: dict[Head, tuple[float, ...]] = {
+            "action": tuple(result.as_numpy(ACTION_PROBABILITIES).tolist()),
+            "offence_severity": tuple(result.as_numpy(OFFENCE_SEVERITY_PROBABILITIES).tolist()),
+        }
+        return _decision(json.loads(result.as_numpy("DECISION")[0]), client_ms, probabilities)
 
     def _error(self, status: str | None, message: str) -> ServiceError:
         kind = _ERRORS.get(str(status), ServiceError)
@@ -145,7 +152,9 @@ class FoulClient:
         return kind(f"{self._target} refused the request: {message}")
 
 
-def _decision(document: Mapping[str, Any], client_ms: float) -> Decision:
+def _decision(
+    document: Mapping[str, Any], client_ms: float, probabilities: Mapping[Head, tuple[float, ...]]
+) -> Decision:
     return Decision(
         action=_head(document["action"]),
         offence_severity=_head(document["offence_severity"]),
@@ -155,6 +164,7 @@ def _decision(document: Mapping[str, Any], client_ms: float) -> Decision:
         server_ms=document["timings_ms"],
         client_ms=client_ms,
         document=document,
+        probabilities=probabilities,
     )
 
 

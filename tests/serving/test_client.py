@@ -119,3 +119,9 @@ def test_the_class_raises_one_error_per_cure(server, client, clips):
         pytest.raises(UnavailableError, match="did not answer within"),
     ):
         hasty.classify(clips)
+
+
+def test_a_decision_carries_all_probabilities_of_both_heads(client: FoulClient, clips: tuple[bytes, ...]) -> None:
+    decision = client.classify(clips[:1])
+    assert [len(decision.probabilities[head]) for head in ("action", "offence_severity")] == [8, 4]
+    assert max(decision.probabilities["action"]) == pytest.approx(decision.action.confidence, abs=1e-6)
