@@ -27,6 +27,8 @@ from training.preemption import StoppedAfterSaving, StopRequest
 from training.progress import Progress, goodness
 from training.provenance import data_identity, git_revision, versions
 
+OnPass = Callable[[int, PassResult], None]
+
 
 @dataclass
 class Fit:
@@ -41,6 +43,10 @@ class Fit:
     progress: Progress
     on_epoch: Callable[[dict[str, float], int], None] = lambda _values, _epoch: None
     """Called on rank 0 with the figures of each finished epoch, and its number from 1, after it was saved."""
+    on_start: OnPass = lambda _step, _result: None
+    """Called where an epoch starts or goes on, with its steps that are done, and what they saw."""
+    on_step: OnPass = lambda _step, _result: None
+    """Called after each step, with the steps of the epoch that are done, and what they saw on this rank."""
     _saved_at: float = field(default_factory=time.monotonic)
     _epoch_started: float = 0.0
     origin: dict[str, Any] = field(init=False)
@@ -104,6 +110,7 @@ class Fit:
             # The sums of all ranks go on at one of them.
             if self.progress.partial is not None and self.world.is_main:
                 result.load_state_dict(self.progress.partial)
+            self.on_start(start, result)
             result = train_one_epoch(
                 self.parts.learner,
                 split.batches(epoch, start),
@@ -130,6 +137,7 @@ class Fit:
             return evaluate(self.parts.learner, split.batches(0), look).over_ranks(self.world)
 
     def _after_step(self, step: int, result: PassResult) -> bool:
+        self.on_step(step, result)
         save = self.config.save
         by_time = save.every_minutes and time.monotonic() - self._saved_at > 60 * save.every_minutes
         by_step = save.every_steps and step % save.every_steps == 0

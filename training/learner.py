@@ -73,6 +73,10 @@ class Learner:
     ema: MovingAverage | None = None
     synchronised: bool = False
     """Whether batch norms exchange statistics with the other ranks."""
+    actions_seen: int = field(default=0, init=False)
+    """Labelled ones that this process's steps learnt from, over all ranks."""
+    skipped_steps: int = field(default=0, init=False)
+    """Steps of this process that changed nothing, because their gradients were no numbers."""
     _shared: DistributedDataParallel | None = field(default=None, init=False, repr=False)
     _frozen: bool = field(default=False, init=False, repr=False)
 
@@ -132,8 +136,10 @@ class Learner:
         self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        if not self.scaler.is_enabled() and not norm.isfinite():
-            raise DivergedError(_gradient_sentence(float(norm), self.device, self.amp))
+        if not norm.isfinite():
+            if not self.scaler.is_enabled():
+                raise DivergedError(_gradient_sentence(float(norm), self.device, self.amp))
+            self.skipped_steps += 1
         if self.max_grad_norm > 0:
             nn.utils.clip_grads_with_norm_(self.network.parameters(), self.max_grad_norm, norm)
         self.scaler.step(self.optimizer)

@@ -119,6 +119,7 @@ def _step(learner: Learner, parts: Sequence[ActionBatch], result: PassResult) ->
         with explained(part, learner.device, learning=True), learner.gradients_shared(last=number == len(parts)):
             _learn_from(learner, part, labelled, result)
     learner.take_step()
+    learner.actions_seen += labelled
 
 
 def _learn_from(learner: Learner, part: ActionBatch, labelled: int, result: PassResult) -> None:

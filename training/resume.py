@@ -37,6 +37,7 @@ FREE: Final = (
     "loop.channels_last",
     "save.",
     "track.",
+    "metrics.",
 )
 """Settings that may change when a run goes on; a name that ends with a dot is a group. The root may move; whether the
 data is the same is checked by its content."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mvfoul.artifact import write_json
 from mvfoul.errors import ConfigError
@@ -23,7 +23,10 @@ from training.learner import warnings_of
 from training.plots import plot_history
 from training.preemption import Stopped, StoppedAfterSaving, StopRequest, catch_signals
 from training.progress import Progress
-from training.tracking import open_trackers
+from training.tracking import missing_package, open_trackers
+
+if TYPE_CHECKING:
+    from training.exposition import RunMetrics
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class _Stage:
     world: World
     stop: StopRequest
     console: RunConsole
+    metrics: RunMetrics | None
 
 
 def train(config: TrainConfig) -> RunResult:
@@ -70,11 +74,22 @@ def train(config: TrainConfig) -> RunResult:
         with catch_signals() as stop, open_world(config.device) as world:
             console = RunConsole(quiet=not world.is_main)
             output = Path(world.from_main(str(make_folder(config)) if world.is_main else ""))
-            with locked(output) if world.is_main else nullcontext():
-                return _train(_Stage(config, output, world, stop, console), started)
+            with locked(output) if world.is_main else nullcontext(), _metrics(config, output, world) as metrics:
+                return _train(_Stage(config, output, world, stop, console, metrics), started)
     except Stopped as error:  # before the first step, or by a second Ctrl-C
         RunConsole().say("\ninterrupted; what was saved before is whole, the rest is lost")
         return RunResult(config.output or Path(), 0, 0, {}, error.exit_code, time.monotonic() - started)
+
+
+def _metrics(config: TrainConfig, output: Path, world: World) -> AbstractContextManager[RunMetrics | None]:
+    """Open them before anything of the folder is changed: the port can be taken."""
+    if not config.metrics.port or not world.is_main:
+        return nullcontext()
+    try:
+        from training.exposition import served_metrics  # late: it needs a package that nothing else here does
+    except ImportError as error:
+        raise missing_package("--metrics.port", "prometheus_client", "training", error) from error
+    return served_metrics(config, output.name)
 
 
 def _train(stage: _Stage, started: float) -> RunResult:
@@ -132,7 +147,23 @@ def _assemble_and_fit(stage: _Stage, progress: Progress, before: Checkpoint | No
         return
     with open_trackers(config, output, histories=progress.histories) as trackers:
         fit.on_epoch = lambda values, epoch: trackers.log(values, epoch=epoch)
+        if stage.metrics is not None:
+            _expose(fit, stage.metrics)
         fit.run()
+
+
+def _expose(fit: Fit, metrics: RunMetrics) -> None:
+    """Let the metrics follow the run, from where it is."""
+    track, epochs = fit.on_epoch, fit.progress.epochs
+
+    def on_epoch(values: dict[str, float], epoch: int) -> None:
+        track(values, epoch)
+        metrics.epoch_done(values, epoch)
+
+    metrics.watch(fit.parts.learner)
+    if epochs:
+        metrics.epoch_done({name: values[-1] for name, values in fit.progress.histories.items()}, epochs)
+    fit.on_epoch, fit.on_start, fit.on_step = on_epoch, metrics.epoch_starts, metrics.step_done
 
 
 def _assemble(stage: _Stage) -> Parts:

@@ -139,7 +139,7 @@ class TensorBoardTracker:
         try:
             from torch.utils.tensorboard.writer import SummaryWriter
         except ImportError as error:
-            raise _missing("--track.tensorboard", "tensorboard", "training", error) from error
+            raise missing_package("--track.tensorboard", "tensorboard", "training", error) from error
         last = len(done)
         self._writer = SummaryWriter(str(folder), purge_step=last or None)
         if not done:
@@ -172,7 +172,7 @@ class WandbTracker:
         try:
             import wandb
         except ImportError as error:
-            raise _missing("--track.wandb", "wandb", "wandb", error) from error
+            raise missing_package("--track.wandb", "wandb", "wandb", error) from error
         project = config.track.wandb_project or _PROJECT
         try:
             self._run = wandb.init(
@@ -231,7 +231,8 @@ def _wandb_id(output: Path) -> str:
     return path.read_text().strip()
 
 
-def _missing(flag: str, package: str, extra: str, error: ImportError) -> ConfigError:
+def missing_package(flag: str, package: str, extra: str, error: ImportError) -> ConfigError:
+    """Return the error of a flag whose package is not installed."""
     return ConfigError(
         f"{flag} needs the package {package} ({error}). Install it: pip install 'vars-platform[{extra}]'"
     )

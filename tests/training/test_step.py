@@ -150,6 +150,8 @@ def test_loss_scaling_changes_nothing_but_skips_a_step_that_overflows(scale):
     train_one_epoch(skipped, _parts(8, 2))
     _assert_close(before, _weights(skipped.network), rtol=0, atol=0)
     assert skipped.scaler.get_scale() == 2.0**126
+    assert (plain.skipped_steps, scaled.skipped_steps, skipped.skipped_steps) == (0, 0, 1)
+    assert skipped.actions_seen == 6
 
 
 def test_dropout_depends_on_seed_epoch_step_and_rank_and_on_nothing_drawn_before():

@@ -7,6 +7,7 @@ from training.config.augment import AugmentConfig
 from training.config.data import ClipConfig, DataConfig
 from training.config.loop import Amp, LoopConfig, Select
 from training.config.loss import LossConfig, given_weights
+from training.config.metrics import MetricsConfig
 from training.config.model import ModelConfig
 from training.config.optim import OptimConfig, ScheduleConfig
 from training.config.save import SaveConfig
@@ -21,6 +22,7 @@ __all__ = [
     "Device",
     "LoopConfig",
     "LossConfig",
+    "MetricsConfig",
     "ModelConfig",
     "OptimConfig",
     "RecipeName",

@@ -12,6 +12,7 @@ from training.config.augment import AugmentConfig
 from training.config.data import ClipConfig, DataConfig
 from training.config.loop import LoopConfig
 from training.config.loss import LossConfig
+from training.config.metrics import MetricsConfig
 from training.config.model import ModelConfig
 from training.config.optim import OptimConfig, ScheduleConfig
 from training.config.save import SaveConfig
@@ -59,6 +60,7 @@ class TrainConfig:
     loop: LoopConfig = field(default_factory=LoopConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
 
     def __post_init__(self) -> None:
         check_flag(
