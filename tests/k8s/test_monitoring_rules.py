@@ -1,4 +1,4 @@
-"""The alerts fire when they should and not a bit earlier (promtool's unit tests), and each has its place in the runbook."""
+"""The alerts fire when they should and not before (promtool's unit tests); each has its place in the runbook."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ _PLACEHOLDER = re.compile(r"{{ \$(?:labels\.(?P<label>\w+)|value)(?: \| \w+)? }}
 @pytest.fixture(scope="module")
 def promtool(tmp_path_factory):
     """`promtool("check", "rules", "rules.yaml")`, in a folder with the rules as Prometheus reads them."""
-    if not shutil.which("promtool"):
+    program = shutil.which("promtool")
+    if not program:
         pytest.skip("promtool is not installed; scripts/debian-packages.sh installs it on Debian")
     folder = tmp_path_factory.mktemp("promtool")
     (folder / "rules.yaml").write_text(yaml.safe_dump({"groups": GROUPS}))
@@ -32,7 +33,7 @@ def promtool(tmp_path_factory):
 
     def run(*arguments):
         files = sorted(path.name for path in folder.glob("every-*")) if arguments[0] == "test" else []
-        done = subprocess.run(["promtool", *arguments, *files], cwd=folder, capture_output=True, text=True, check=False)
+        done = subprocess.run([program, *arguments, *files], cwd=folder, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout + done.stderr
 
     return run
