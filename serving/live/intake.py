@@ -1,0 +1,133 @@
+"""From packets as they come to pictures on the common clock: jumps are noticed, drops and jitter are measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from serving.live.buffer import CodedPicture, Segment
+from serving.live.clock import TICKS_PER_S, Jumps, Pace, StreamClock
+from serving.live.source import Received, Source
+
+_PLAUSIBLE_S: Final = 10.0
+"""A sender whose clock differs by more from ours is not set by the same time server: its word is not taken."""
+
+_PAUSE: Final = 3
+"""Intervals without a picture after which a jump of the timestamps hides time that has passed."""
+
+
+@dataclass
+class _Stretch:
+    """The current segment, and where it has come to."""
+
+    segment: Segment
+    latest_ticks: int
+    order_ticks: int
+    arrival_s: float
+    reordered_ticks: int = 0
+    """How far a picture was shown before one that came earlier; for senders that tell no decoding times."""
+
+
+class Intake:
+    """Takes the packets of one camera, connection after connection."""
+
+    def __init__(self, *, offset_s: float) -> None:
+        self.pace = Pace()
+        self.jumps = 0
+        self.delay_s = 0.0
+        """From when a picture was taken until it is here, smoothed. By arrival: without what is constant in it."""
+        self._offset_s = offset_s
+        self._connection = 0
+        self._stretch: _Stretch | None = None
+        self._source: Source
+        self._is_new = True
+        self._jumps = Jumps()
+
+    @property
+    def clock_source(self) -> str:
+        """Return whose clock counts now: `rtcp`, `arrival` or `file`."""
+        return self._stretch.segment.clock.source if self._stretch else "arrival"
+
+    @property
+    def due_s(self) -> float:
+        """Return when the last taken picture of a file is due: as from a camera, when its latest part has been seen."""
+        stretch = self._stretch
+        return stretch.segment.clock.unix_s(stretch.latest_ticks) if stretch else 0.0
+
+    def connect(self, source: Source, *, goes_on: bool = False) -> None:
+        """Take pictures from `source` from now on. `goes_on`: it continues the last one, as a file that is repeated."""
+        self._source, self._is_new = source, True
+        if not goes_on:
+            self._connection += 1
+            self._stretch = None
+
+    def take(self, received: Received, arrival_s: float) -> CodedPicture:
+        """Place a picture on the common clock."""
+        order = _order_ticks(received, None if self._is_new else self._stretch)
+        stretch = self._stretch_of(received, order, arrival_s)
+        self._is_new = False
+        stretch.order_ticks, stretch.arrival_s = order, arrival_s
+        stretch.reordered_ticks = max(stretch.reordered_ticks, stretch.latest_ticks - received.ticks)
+        stretch.latest_ticks = max(stretch.latest_ticks, received.ticks)
+        self._measure(received, stretch)
+        settled = stretch.latest_ticks - stretch.reordered_ticks
+        return CodedPicture(
+            data=received.data,
+            ticks=received.ticks,
+            settled_ticks=settled if received.dts_ticks is None else min(received.dts_ticks, stretch.latest_ticks),
+            is_keyframe=received.is_keyframe,
+            is_corrupt=received.is_corrupt,
+            segment=stretch.segment,
+        )
+
+    def _measure(self, received: Received, stretch: _Stretch) -> None:
+        clock, ticks = stretch.segment.clock, received.ticks
+        arrival_s = self.due_s if self._source.is_paced else stretch.arrival_s
+        if received.told_s is not None and abs(arrival_s - received.told_s) < _PLAUSIBLE_S:
+            clock.told(ticks, received.told_s)
+        clock.arrived(ticks, arrival_s)
+        self.delay_s += (arrival_s - clock.unix_s(ticks) - self.delay_s) / 16
+        self.pace.count(ticks, stretch.order_ticks, arrival_s)
+        stretch.segment.interval_ticks = self.pace.interval_ticks
+
+    def _stretch_of(self, received: Received, order: int, arrival_s: float) -> _Stretch:
+        """Return the stretch that a picture belongs to: the current one, or a new one where timestamps do not go on."""
+        before = self._stretch
+        if before is None:
+            clock = StreamClock(fixed_s=arrival_s - received.ticks / TICKS_PER_S if self._source.is_paced else None)
+            return self._begin(clock, received, order, arrival_s)
+        is_jump = not self._is_new and self._jumps.is_jump(order, arrival_s, before.segment.clock)
+        if not is_jump and not self._is_new:
+            return before
+        self.jumps += is_jump
+        interval_s, passed_s = self.pace.interval_ticks / TICKS_PER_S, arrival_s - before.arrival_s
+        step_s = interval_s if passed_s < _PAUSE * interval_s or self._source.is_paced else passed_s
+        zero_s = before.segment.clock.unix_s(before.order_ticks) + step_s - order / TICKS_PER_S
+        clock = StreamClock(fixed_s=zero_s) if self._source.is_paced else StreamClock(seed_s=zero_s)
+        return self._begin(clock, received, order, arrival_s)
+
+    def _begin(self, clock: StreamClock, received: Received, order: int, arrival_s: float) -> _Stretch:
+        source = self._source
+        segment = Segment(
+            connection=self._connection,
+            codec=source.codec,
+            clock=clock,
+            extradata=source.extradata,
+            width_px=source.width_px,
+            height_px=source.height_px,
+            offset_s=self._offset_s,
+        )
+        self._stretch = _Stretch(segment, received.ticks, order, arrival_s)
+        self._jumps = Jumps()
+        self._jumps.is_jump(order, arrival_s, clock)
+        self.pace.restart()
+        return self._stretch
+
+
+def _order_ticks(received: Received, stretch: _Stretch | None) -> int:
+    """Return the decoding time; where it is not told, something that grows as long as timestamps go on."""
+    if received.dts_ticks is not None:
+        return received.dts_ticks
+    if stretch is None or received.ticks < stretch.latest_ticks - TICKS_PER_S:
+        return received.ticks
+    return max(received.ticks, stretch.latest_ticks)
