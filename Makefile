@@ -21,7 +21,7 @@ help: ## List the targets
 
 setup: $(STAMP) ## Install everything into .venv (the other targets call it)
 
-$(STAMP): pyproject.toml constraints.txt scripts/setup.sh scripts/debian-packages.sh
+$(STAMP): pyproject.toml constraints.txt scripts/setup.sh scripts/debian-packages.sh scripts/triton.sh
 	@scripts/setup.sh $(VENV)
 
 demo: $(STAMP) ## Data, training, evaluation, export, server, one decision: on CPU, under 8 minutes

@@ -16,6 +16,9 @@ for line in "${PACKAGES[@]}"; do
     read -r package command <<<"$line"
     command -v "$command" >/dev/null || packages+=("$package")
 done
+# Triton's models load Python as a library, which Debian's interpreter comes without.
+library=$("${PYTHON:-python3}" -c 'import sys; print(f"libpython3.{sys.version_info.minor}" if sys.base_prefix == "/usr" else "")')
+[ -z "$library" ] || ldconfig -p | grep -q "$library.so" || packages+=("$library")
 if [ ${#packages[@]} -eq 0 ]; then
     echo "Debian packages: nothing to install"
     exit 0

@@ -20,5 +20,6 @@ echo "Python packages: installing into $venv (a few GB with PyTorch; some minute
 "${pip[@]}" install --quiet --constraint constraints.txt --editable '.[dev]'
 # The official evaluator is compared with ours in a test. Its package lists services that the evaluator never imports.
 "${pip[@]}" install --quiet --no-deps --constraint constraints.txt SoccerNet
+scripts/triton.sh "$venv"
 date -u +%FT%TZ >"$venv/.installed"
 echo "Python packages: ready"

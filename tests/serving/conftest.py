@@ -23,8 +23,12 @@ import pytest
 from numpy.typing import NDArray
 
 from mvfoul.artifact import Artifact, load_artifact
+from mvfoul.errors import ConfigError
 from mvfoul.video import decode_clip
 from serving.client import FoulClient
+from serving.local_triton import LocalTriton, TritonConfig, find_installation
+from serving.repository.config import RepositoryConfig
+from serving.repository.publish import publish
 
 START_S = 120
 STOP_S = 30
@@ -83,6 +87,50 @@ def start_server(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) 
 def server(start_server: StartServer) -> Iterator[RunningServer]:
     """The server that most tests share."""
     with start_server("--max-request-bytes", str(16 << 20), "--log-level", "debug") as running:
+        yield running
+
+
+StartTriton = Callable[..., LocalTriton]
+
+
+@pytest.fixture(scope="session")
+def start_triton(tmp_path_factory: pytest.TempPathFactory) -> StartTriton:
+    """`with start_triton(repository, control="poll") as triton`: the genuine one, ready; fields of `TritonConfig`."""
+    try:
+        find_installation()
+    except ConfigError as error:
+        pytest.skip(str(error))
+
+    def start(repository: Path, **settings: object) -> LocalTriton:
+        log = tmp_path_factory.mktemp("triton") / "log"
+        return LocalTriton(TritonConfig(repository=repository, log=log, ready_s=START_S, **settings))
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def write_repository(tiny_artifact: Path) -> Callable[..., list[str]]:
+    """`write_repository(output, max_batch=8)`: for Triton on the CPU; fields of `RepositoryConfig`."""
+
+    def write(output: Path, **fields: object) -> list[str]:
+        defaults = {"artifact": tiny_artifact, "encoder": "python", "threads": 1, "max_batch": 8}
+        return publish(RepositoryConfig(**{"output": output, **defaults, **fields}))
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def triton_repository(write_repository: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with the tiny artifact. Do not change it."""
+    output = tmp_path_factory.mktemp("triton_repository") / "models"
+    write_repository(output)
+    return output
+
+
+@pytest.fixture(scope="session")
+def triton(start_triton: StartTriton, triton_repository: Path) -> Iterator[LocalTriton]:
+    """The Triton that most tests share. Do not stop it."""
+    with start_triton(triton_repository) as running:
         yield running
 
 
