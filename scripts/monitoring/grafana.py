@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -34,10 +35,11 @@ def to_json(board: Dashboard) -> str:
         .with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
         .with_variable(_namespaces(board.namespaces))
     )
+    ids = itertools.count(1)
     for row in board.rows:
-        builder = builder.with_row(dashboard.Row(row.title))
+        builder = builder.with_row(dashboard.Row(row.title).id(next(ids)))
         for panel in row.panels:
-            builder = builder.with_panel(_panel(panel))
+            builder = builder.with_panel(_panel(panel).id(next(ids)))
     return json.dumps(builder.build(), cls=JSONEncoder, indent=2, sort_keys=True) + "\n"
 
 
