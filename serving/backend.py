@@ -50,7 +50,7 @@ class Backend(Protocol):
     async def score(self, views: NDArray[np.uint8], earlier: NDArray[np.float32] | None, call: Call) -> Scored:
         """Encode new views `[N, 3, T, H, W]` (N may be 0), then score earlier features `[M, D]` and theirs together.
 
-        Notes the stages queue, encode and head in `call`.
+        Notes the stages encode and head in `call`, and queue where it knows it.
 
         Raises:
             DeadlineError: The call's deadline passed.

@@ -12,8 +12,8 @@ from typing import Final
 from mvfoul.errors import DeadlineError
 
 STAGES: Final = ("decode", "queue", "encode", "head", "total")
-"""decode: all clips, waiting for a decoder included. queue: waiting for the graphs (behind Triton: for its batcher,
-inside encode). total: from admission to answer."""
+"""decode: all clips, waiting for a decoder included. queue: waiting for the graphs (in front of Triton there is
+none: waiting for its batcher is a part of encode). total: from admission to answer."""
 
 LIVE: Final = 1
 BULK: Final = 2

@@ -38,6 +38,12 @@ class Metrics:
     """All metrics of one server."""
 
     def __init__(self, *, registry: CollectorRegistry = REGISTRY) -> None:
+        self._make_request_metrics(registry)
+        self._make_state_metrics(registry)
+        self._make_artifact_metrics(registry)
+        self._initialise()
+
+    def _make_request_metrics(self, registry: CollectorRegistry) -> None:
         self._request_s = Histogram(
             "mvfoul_request_duration_seconds",
             "From the request's arrival to its answer; outcome is ok or an error's reason",
@@ -74,6 +80,8 @@ class Metrics:
         )
         self._abstentions = Counter("mvfoul_abstentions", "Answers below the threshold", ("head",), registry=registry)
         self._routed = Counter("mvfoul_routed_requests", "Answers by who gave them", ("role",), registry=registry)
+
+    def _make_state_metrics(self, registry: CollectorRegistry) -> None:
         self._gauges = {
             name: Gauge(f"mvfoul_{name}", text, registry=registry)
             for name, text in {
@@ -95,6 +103,8 @@ class Metrics:
             "mvfoul_self_test_duration_seconds", "Inferences of golden.npz", buckets=_BUCKETS_S, registry=registry
         )
         self._retries = Counter("mvfoul_triton_retries", "Calls to Triton that were repeated", registry=registry)
+
+    def _make_artifact_metrics(self, registry: CollectorRegistry) -> None:
         self._swaps = Counter("mvfoul_artifact_swaps", "Changes of the artifact", ("outcome",), registry=registry)
         self._shadow_answers = Counter(
             "mvfoul_shadow_answers", "Requests offered to the shadow artifact", ("outcome",), registry=registry
@@ -111,7 +121,6 @@ class Metrics:
             (*_artifact_labels(None), "role"),
             registry=registry,
         )
-        self._initialise()
 
     def watch(self, engine: Engine, *, ready: Callable[[], bool]) -> None:
         """Read the gauges from their owners at each scrape."""

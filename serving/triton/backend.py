@@ -56,8 +56,7 @@ class TritonBackend:
 
     async def score(self, views: NDArray[np.uint8], earlier: NDArray[np.float32] | None, call: Call) -> Scored:
         """See `Backend`."""
-        # Waiting for a batch is a part of encode: only Triton's own metrics tell them apart.
-        call.stages_s["queue"] = 0.0
+        # No stage queue: waiting for a batch is a part of encode here, and only Triton's own metrics tell them apart.
         self._depth += 1
         try:
             with call.stage("encode"):
