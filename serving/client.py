@@ -109,6 +109,19 @@ class FoulClient:
         """Classify one action from decoded views `[V, 3, T, H, W]`; raises as `classify` does."""
         return self._infer(VIEWS, "UINT8", views, request_id)
 
+    def view_shape(self) -> tuple[int, ...]:
+        """Return `[3, T, H, W]` of one decoded view, as the server's metadata tells.
+
+        Raises:
+            ServiceError: As `classify`.
+        """
+        try:
+            metadata = self._client.get_model_metadata(self._model_name, as_json=True, client_timeout=self._timeout_s)
+        except self._triton.InferenceServerException as error:
+            raise self._error(error.status(), error.message()) from error
+        shape = next(tensor["shape"] for tensor in metadata["inputs"] if tensor["name"] == VIEWS)
+        return tuple(int(size) for size in shape[1:])
+
     def close(self) -> None:
         """Close the connection."""
         self._client.close()

@@ -1,0 +1,268 @@
+"""The page, its interface over HTTP, its events, and /metrics.
+
+    GET  /                                    the page
+    GET  /api/state   /api/events             everything as JSON; the same, then each change (server-sent events)
+    POST /api/trigger                         {"seconds_ago": 1.5} or {"contact_s": UNIX seconds}; who and a note
+    POST /api/incidents/ID/drop               {"view": "left", "back": false}
+    POST /api/incidents/ID/shift              {"frames": -3}
+    POST /api/incidents/ID/ask
+    POST /api/incidents/ID/replay?name=NAME   the clip as the body, contact 3 s after its start
+    GET  /api/clips/SHA256.mp4   /api/incidents/ID/case.zip
+    GET  /healthz   /metrics
+
+A request that a page of another origin sent is refused: whoever reads mail on the operator's machine must not be able
+to trigger or drop anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
+from pydantic import BaseModel, Field
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mvfoul.errors import ConfigError
+from serving.live.board import Board
+from serving.live.camera import Camera
+from serving.live.case import case_zip
+from serving.live.clock import now_s
+from serving.live.config import LiveConfig
+from serving.live.desk import Desk, DeskError
+from serving.live.metrics import CameraCollector
+from serving.live.recorder import Recorder
+from serving.live.routines import Routines
+
+STATIC: Final = Path(__file__).parent / "static"
+MAX_CLIP_BYTES: Final = 64 << 20
+KEEP_ALIVE_S: Final = 10.0
+_HEADERS: Final = {
+    "Content-Security-Policy": (
+        "default-src 'self'; media-src 'self' blob:; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'; "
+        "frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+class TriggerBody(BaseModel):
+    """What a trigger may say."""
+
+    seconds_ago: Annotated[float, Field(ge=0, le=3600)] | None = None
+    contact_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    operator: Annotated[str, Field(max_length=100)] = ""
+    note: Annotated[str, Field(max_length=500)] = ""
+    source: Literal["operator", "http"] = "http"
+    """The page says operator."""
+
+
+class ViewBody(BaseModel):
+    """Which view to drop, or to take back."""
+
+    view: str
+    back: bool = False
+
+
+class ShiftBody(BaseModel):
+    """By how many frames at 25 fps to move the contact."""
+
+    frames: Annotated[int, Field(ge=-250, le=250)]
+
+
+def build_app(
+    config: LiveConfig, cameras: Sequence[Camera], desk: Desk, board: Board, recorder: Recorder, routines: Routines
+) -> FastAPI:
+    """Return the console's application."""
+    REGISTRY.register(CameraCollector(lambda: [camera.health() for camera in cameras]))
+
+    def state() -> dict[str, Any]:
+        line, head = recorder.head
+        return {
+            "cameras": routines.healths(),
+            "incidents": desk.incidents(),
+            "notices": board.notices(),
+            "watching": routines.watching,
+            "console": {
+                "server": config.server,
+                "operator": config.operator,
+                "contact_offset_s": config.contact_offset_s,
+                "audit": {"line": line, "head": head},
+                "now_s": now_s(),
+            },
+        }
+
+    app = base_app(board, recorder, state, page="index.html")
+    _add_triggers(app, config, desk)
+    add_incident_actions(app, desk)
+    return app
+
+
+def base_app(board: Board, recorder: Recorder, state: Callable[[], dict[str, Any]], *, page: str) -> FastAPI:
+    """Return what the console and the review share: page, state, events, clips, metrics."""
+    app = FastAPI(title="VARS console", docs_url=None, redoc_url=None)
+    app.add_middleware(Guard)
+    for kind in (DeskError, ConfigError):
+        app.exception_handler(kind)(_not_possible)
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+
+    @app.get("/", include_in_schema=False)
+    def _page() -> FileResponse:
+        return FileResponse(STATIC / page)
+
+    @app.get("/api/state")
+    def _state() -> dict[str, Any]:
+        return state()
+
+    @app.get("/api/events")
+    async def _events(request: Request) -> StreamingResponse:
+        headers = {"Cache-Control": "no-store"}
+        return StreamingResponse(_stream(request, board, state), media_type="text/event-stream", headers=headers)
+
+    @app.get("/api/clips/{name}.mp4")
+    def _clip(name: str) -> Response:
+        if not re.fullmatch("[0-9a-f]{64}", name) or (data := recorder.clip(name)) is None:
+            raise HTTPException(404, "this clip is no longer kept; the audit log has its hash")
+        return Response(data, media_type="video/mp4", headers={"Cache-Control": "private, max-age=3600"})
+
+    @app.get("/healthz", include_in_schema=False)
+    def _health() -> PlainTextResponse:
+        return PlainTextResponse("ok")
+
+    @app.get("/metrics", include_in_schema=False)
+    def _metrics() -> Response:
+        return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+def _add_triggers(app: FastAPI, config: LiveConfig, desk: Desk) -> None:
+    @app.post("/api/trigger", status_code=202)
+    def _trigger(body: TriggerBody) -> dict[str, Any]:
+        pressed_s = now_s()
+        ago_s = config.contact_offset_s if body.seconds_ago is None else body.seconds_ago
+        contact_s = pressed_s - ago_s if body.contact_s is None else body.contact_s
+        if not pressed_s - config.buffer_s <= contact_s <= pressed_s + config.wait_s:
+            raise HTTPException(
+                422, f"the contact is {pressed_s - contact_s:.1f} s ago; the buffers hold {config.buffer_s:g} s"
+            )
+        return desk.trigger(contact_s, body.source, now_s=pressed_s, operator=body.operator, note=body.note).to_json()
+
+    @app.post("/api/incidents/{incident_id}/shift", status_code=202)
+    def _shift(incident_id: str, body: ShiftBody) -> None:
+        desk.shift(incident_id, body.frames)
+
+
+def add_incident_actions(
+    app: FastAPI, desk: Desk, *, truth: Callable[[str], Mapping[str, str] | None] = lambda _: None
+) -> None:
+    """Add what can be done with an incident, whatever its views are; `truth` is what was annotated, by incident."""
+
+    @app.post("/api/incidents/{incident_id}/drop", status_code=202)
+    def _drop(incident_id: str, body: ViewBody) -> None:
+        desk.drop(incident_id, body.view, back=body.back)
+
+    @app.post("/api/incidents/{incident_id}/ask", status_code=202)
+    def _ask(incident_id: str) -> None:
+        desk.ask_again(incident_id)
+
+    @app.post("/api/incidents/{incident_id}/replay", status_code=202)
+    async def _replay(incident_id: str, name: str, request: Request) -> None:
+        data = await read_clip(request)
+        await asyncio.to_thread(desk.add_replay, incident_id, clean_name(name), data)
+
+    @app.get("/api/incidents/{incident_id}/case.zip")
+    def _case(incident_id: str) -> Response:
+        incident = desk.find(incident_id)
+        headers = {"Content-Disposition": f'attachment; filename="case-{incident.id}.zip"'}
+        return Response(case_zip(incident, truth=truth(incident_id)), media_type="application/zip", headers=headers)
+
+
+async def read_clip(request: Request) -> bytes:
+    """Return a request's body, a clip.
+
+    Raises:
+        HTTPException: It is empty or too large.
+    """
+    parts: list[bytes] = []
+    async for part in request.stream():
+        parts.append(part)
+        if sum(map(len, parts)) > MAX_CLIP_BYTES:
+            raise HTTPException(413, f"a clip may have {MAX_CLIP_BYTES >> 20} MiB")
+    if not any(parts):
+        raise HTTPException(422, "the clip is empty")
+    return b"".join(parts)
+
+
+def clean_name(name: str) -> str:
+    """Return a file's name as the name of a view: letters, digits and a few signs."""
+    return re.sub(r"[^\w.-]+", "-", name)[-60:].strip("-.") or "replay"
+
+
+async def _stream(request: Request, board: Board, state: Callable[[], dict[str, Any]]) -> AsyncIterator[str]:
+    """Yield a snapshot, then every change; a comment now and then shows that the line is alive."""
+    loop, waiting = asyncio.get_running_loop(), asyncio.Event()
+
+    def wake() -> None:
+        loop.call_soon_threadsafe(waiting.set)
+
+    subscriber = board.subscribe(wake)
+    try:
+        yield _event("snapshot", await asyncio.to_thread(state))
+        while not await request.is_disconnected():
+            try:
+                await asyncio.wait_for(waiting.wait(), KEEP_ALIVE_S)
+            except TimeoutError:
+                yield ": alive\n\n"
+            waiting.clear()
+            events, lost = board.take(subscriber)
+            if lost:
+                yield _event("snapshot", await asyncio.to_thread(state))
+            for event in events:
+                yield _event(event.kind, event.data)
+    finally:
+        board.unsubscribe(subscriber)
+
+
+def _event(kind: str, data: Any) -> str:
+    return f"event: {kind}\nretry: 500\ndata: {json.dumps(data)}\n\n"
+
+
+class Guard:
+    """Refuses what pages of other origins send, and adds the headers that keep a page to itself."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        if scope["method"] != "GET" and origin and urlsplit(origin).netloc != headers.get("host"):
+            refusal = JSONResponse({"detail": f"requests from pages of {origin} are refused"}, 403)
+            await refusal(scope, receive, send)
+            return
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
+
+        await self._app(scope, receive, guarded)
+
+
+async def _not_possible(_: Request, error: Exception) -> Response:
+    return JSONResponse({"detail": str(error)}, 409)

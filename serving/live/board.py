@@ -1,0 +1,104 @@
+"""What the page shows, and who is told when it changes: snapshots of plain data to any number of subscribers.
+
+A subscriber that does not read (a browser that went away without a word) loses its backlog, not the others theirs: it
+gets one whole snapshot when it reads again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+Level = Literal["info", "warning", "error"]
+
+_BACKLOG: Final = 200
+_NOTICES: Final = 50
+
+log = logging.getLogger("mvfoul.live")
+
+
+@dataclass(frozen=True)
+class Event:
+    """One change: `kind` names the part of the page."""
+
+    kind: str
+    data: Any
+
+
+@dataclass
+class Subscriber:
+    """One page's backlog."""
+
+    wake: Callable[[], None]
+    """Called from any thread when there is something to read."""
+    events: list[Event] = field(default_factory=list)
+    lost: bool = False
+    """It was too slow: the next thing it reads is a snapshot."""
+
+
+class Board:
+    """Notices and subscribers. Usable from several threads."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._subscribers: list[Subscriber] = []
+        self._notices: dict[str, dict[str, Any]] = {}
+
+    def subscribe(self, wake: Callable[[], None]) -> Subscriber:
+        """Add a page."""
+        subscriber = Subscriber(wake)
+        with self._mutex:
+            self._subscribers.append(subscriber)
+        return subscriber
+
+    def unsubscribe(self, subscriber: Subscriber) -> None:
+        """Forget a page."""
+        with self._mutex:
+            self._subscribers.remove(subscriber)
+
+    def take(self, subscriber: Subscriber) -> tuple[list[Event], bool]:
+        """Return a page's backlog, and whether it lost some of it."""
+        with self._mutex:
+            events, lost = subscriber.events, subscriber.lost
+            subscriber.events, subscriber.lost = [], False
+        return events, lost
+
+    def publish(self, kind: str, data: Any) -> None:
+        """Tell every page; `data` must not be changed afterwards."""
+        with self._mutex:
+            subscribers = list(self._subscribers)
+            for subscriber in subscribers:
+                if len(subscriber.events) >= _BACKLOG:
+                    subscriber.events, subscriber.lost = [], True
+                subscriber.events.append(Event(kind, data))
+        for subscriber in subscribers:
+            subscriber.wake()
+
+    def notice(self, key: str, level: Level, text: str) -> None:
+        """Show and log a sentence; another one with the same key replaces it, the same one changes nothing."""
+        with self._mutex:
+            if self._notices.get(key, {}).get("text") == text:
+                return
+            self._notices.pop(key, None)
+            self._notices[key] = {"key": key, "level": level, "text": text, "at_s": time.time()}
+            while len(self._notices) > _NOTICES:
+                self._notices.pop(next(iter(self._notices)))
+        log.log({"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}[level], "%s", text)
+        self.publish("notices", self.notices())
+
+    def clear(self, key: str) -> None:
+        """Take a notice back: it is no longer true."""
+        with self._mutex:
+            gone = self._notices.pop(key, None)
+        if gone:
+            log.info("no longer: %s", gone["text"])
+            self.publish("notices", self.notices())
+
+    def notices(self) -> list[dict[str, Any]]:
+        """Return all notices, oldest first."""
+        with self._mutex:
+            return [dict(notice) for notice in self._notices.values()]

@@ -1,0 +1,260 @@
+"""All incidents of a console, and what the operator may do with them.
+
+Each camera is waited for and cut in a thread of its own (`serving.live.cutting`). The first one that is ready asks
+(`serving.live.judge`); those that become ready meanwhile go together in the next question.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+from mvfoul.clip import TIMELINE_FPS
+from serving.client import FoulClient
+from serving.live.board import Board
+from serving.live.camera import Camera
+from serving.live.cutting import DeskSettings, cut_view
+from serving.live.incident import Incident, Trigger, View
+from serving.live.judge import Judge, Opened
+from serving.live.metrics import LiveMetrics
+from serving.live.recorder import Recorder
+from serving.live.session import ServerSession
+
+DOUBLE_PRESS_S: Final = 0.5
+_KEPT: Final = 200
+"""Incidents in memory; older ones are in the audit log."""
+
+log = logging.getLogger("mvfoul.live")
+
+
+class DeskError(ValueError):
+    """The operator asked for something that is not there or makes no sense; the message says what."""
+
+
+class Desk:
+    """All incidents of one console."""
+
+    def __init__(
+        self,
+        cameras: Sequence[Camera],
+        client: FoulClient,
+        recorder: Recorder,
+        board: Board,
+        metrics: LiveMetrics,
+        settings: DeskSettings,
+    ) -> None:
+        self._cameras = {camera.spec.name: camera for camera in cameras}
+        self._client, self._recorder, self._board = client, recorder, board
+        self._settings = settings
+        self._mutex = threading.RLock()
+        self._stopped = threading.Event()
+        self._judge = Judge(recorder, board, metrics, self._mutex, self._stopped)
+        self._open: dict[str, Opened] = {}
+        self._incidents: dict[str, Incident] = recorder.restored(_KEPT)
+        self._pool = ThreadPoolExecutor(max_workers=4 * max(1, len(cameras)) + 8, thread_name_prefix="desk")
+
+    def trigger(
+        self, contact_s: float, trigger: Trigger, *, now_s: float, operator: str = "", note: str = ""
+    ) -> Incident:
+        """Open an incident; the decision follows on the board.
+
+        Args:
+            contact_s: When the contact was, UNIX seconds on the cameras' common clock.
+            trigger: What asked for it.
+            now_s: The clock that `contact_s` counts on, now.
+            operator: Who asked; the console's operator if empty.
+            note: Free text.
+
+        Returns:
+            The new incident, or the one that the same press opened already.
+        """
+        with self._mutex:
+            if (same := self._pressed_twice(contact_s, trigger)) is not None:
+                return same
+            who = operator or self._settings.operator
+            incident = Incident(_new_id(now_s), trigger, who, now_s, contact_s, note)
+            incident.views = {name: View(name, "camera") for name in self._cameras}
+            opened = self._remember(incident)
+        self._judge.tell(incident)
+        self._cut_all(opened)
+        return incident
+
+    def open_clips(self, clips: Mapping[str, bytes], trigger: Trigger, *, now_s: float, note: str = "") -> Incident:
+        """Open an incident of files, one view each, and ask about it."""
+        incident = Incident(_new_id(now_s), trigger, self._settings.operator, now_s, now_s, note)
+        for name, data in clips.items():
+            incident.views[name] = View(name, "file", "ready", data=data, ready_at_s=time.monotonic())
+        with self._mutex:
+            opened = self._remember(incident)
+        self._judge.tell(incident)
+        self._submit(self._judge.ask, opened)
+        return incident
+
+    def add_replay(self, incident_id: str, name: str, data: bytes) -> None:
+        """Add a clip of the incident, its contact 3 s after its start, and ask again.
+
+        Raises:
+            DeskError: Unknown incident.
+        """
+        opened = self._opened(incident_id, "add", name)
+        with self._mutex:
+            views = opened.incident.views
+            unique = name if name not in views else f"{name}-{len(views)}"
+            views[unique] = View(unique, "replay", "ready", data=data, ready_at_s=time.monotonic())
+        self._submit(self._judge.ask, opened)
+
+    def drop(self, incident_id: str, name: str, *, back: bool = False) -> None:
+        """Decide without a view, or with it again.
+
+        Raises:
+            DeskError: Unknown incident or view, or the last one.
+        """
+        opened = self._opened(incident_id, "take back" if back else "drop", name)
+        incident = opened.incident
+        with self._mutex:
+            view = incident.views.get(name)
+            if view is None or not view.data:
+                raise DeskError(f"incident {incident_id} has no clip of a view {name!r}.")
+            usable = [v for v in incident.views.values() if v.state in ("ready", "used") and v is not view]
+            if not back and not usable:
+                raise DeskError(f"{name} is the last view; a decision needs one.")
+            view.state, view.reason = ("ready", "") if back else ("dropped", "by the operator")
+            view.ready_at_s = time.monotonic()
+        self._submit(self._judge.ask, opened, True)
+
+    def shift(self, incident_id: str, frames: int) -> None:
+        """Move the contact by frames at 25 fps, cut the cameras anew and ask in a new session.
+
+        Raises:
+            DeskError: Unknown incident.
+        """
+        opened = self._opened(incident_id, "shift", f"{frames:+d} frames")
+        with self._mutex:
+            opened.incident.shift_frames += frames
+            opened.incident.contact_s += frames / TIMELINE_FPS
+            for view in opened.incident.views.values():
+                if view.source == "camera":
+                    view.state, view.reason = "waiting", ""
+        self._cut_all(opened)
+
+    def ask_again(self, incident_id: str) -> None:
+        """Ask about all views once more, in a new session.
+
+        Raises:
+            DeskError: Unknown incident.
+        """
+        opened = self._opened(incident_id, "ask again", "")
+        opened.session.forget()
+        self._submit(self._judge.ask, opened, True)
+
+    def incidents(self) -> list[dict[str, Any]]:
+        """Return all incidents for the page, oldest first."""
+        with self._mutex:
+            return [incident.to_json() for incident in self._incidents.values()]
+
+    def find(self, incident_id: str) -> Incident:
+        """Return an incident.
+
+        Raises:
+            DeskError: There is none of that name.
+        """
+        with self._mutex:
+            if incident_id not in self._incidents:
+                raise DeskError(f"there is no incident {incident_id!r}.")
+            return self._incidents[incident_id]
+
+    def clips_in_use(self) -> set[str]:
+        """Return the hashes of clips that can still be asked about."""
+        with self._mutex:
+            return {v.sha256 for o in self._open.values() for v in o.incident.views.values() if v.sha256}
+
+    def close(self) -> None:
+        """Stop asking; what is running ends with its answer."""
+        self._stopped.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _pressed_twice(self, contact_s: float, trigger: Trigger) -> Incident | None:
+        latest = next(reversed(self._incidents.values()), None)
+        if latest is None or latest.trigger != trigger or latest.restored or trigger not in ("operator", "http"):
+            return None
+        age_s = time.monotonic() - self._open[latest.id].started_s
+        same = age_s < DOUBLE_PRESS_S and abs(latest.contact_s - contact_s) < DOUBLE_PRESS_S
+        return latest if same else None
+
+    def _remember(self, incident: Incident) -> Opened:
+        opened = Opened(incident, ServerSession(self._client))
+        self._incidents[incident.id] = incident
+        self._open[incident.id] = opened
+        while len(self._incidents) > _KEPT:
+            oldest = next(iter(self._incidents))
+            del self._incidents[oldest]
+            self._open.pop(oldest, None)
+        return opened
+
+    def _opened(self, incident_id: str, action: str, detail: str) -> Opened:
+        incident = self.find(incident_id)
+        with self._mutex:
+            if incident_id not in self._open:
+                self._reopen(incident)
+            opened = self._open[incident_id]
+            opened.started_s = time.monotonic()
+            incident.actions.append({"at_s": time.time(), "action": action, "detail": detail})
+        self._judge.tell(incident)
+        return opened
+
+    def _reopen(self, incident: Incident) -> None:
+        """Load the clips of an incident that was read from the log.
+
+        Raises:
+            DeskError: None is left.
+        """
+        for view in incident.views.values():
+            if view.sha256 and (data := self._recorder.clip(view.sha256)) is not None:
+                view.data = data
+        if not any(view.data for view in incident.views.values()):
+            raise DeskError(f"the clips of incident {incident.id} are no longer kept.")
+        self._open[incident.id] = Opened(incident, ServerSession(self._client))
+
+    def _cut_all(self, opened: Opened) -> None:
+        with self._mutex:
+            opened.cut_round += 1
+            names = [v.name for v in opened.incident.views.values() if v.source == "camera" and v.name in self._cameras]
+            if opened.cut_round > 1:
+                opened.session.forget()
+        for name in names:
+            self._submit(self._cut, opened, name, opened.cut_round)
+
+    def _cut(self, opened: Opened, name: str, cut_round: int) -> None:
+        view = cut_view(self._cameras[name], opened.incident.contact_s, self._settings)
+        with self._mutex:
+            if cut_round != opened.cut_round or opened.incident.views[name].state == "dropped":
+                return
+            opened.incident.views[name] = view
+            nothing = not any(v.state in ("waiting", "ready", "used") for v in opened.incident.views.values())
+        if view.state == "ready":
+            self._judge.ask(opened)
+            return
+        log.warning("incident %s: camera %s is masked: %s", opened.incident.id, name, view.reason)
+        if nothing:
+            self._judge.fail(opened.incident, "no camera has a picture of it")
+        self._judge.tell(opened.incident)
+
+    def _submit(self, work: Callable[..., None], *arguments: Any) -> None:
+        def run() -> None:
+            try:
+                work(*arguments)
+            except Exception:
+                log.exception("a bug while working on an incident")
+                self._board.notice("bug", "error", "a fault of the console itself; its log has it. The rest goes on.")
+
+        if not self._stopped.is_set():
+            self._pool.submit(run)
+
+
+def _new_id(now_s: float) -> str:
+    return time.strftime("%Y%m%d-%H%M%S-", time.gmtime(now_s)) + uuid.uuid4().hex[:6]

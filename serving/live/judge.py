@@ -1,0 +1,182 @@
+"""From views that are ready to a decision on disk and on the page, refined as more become ready.
+
+The server may be away, overloaded, or refuse a view: it is asked again, or asked without that view. A decision is shown
+only after its line is in the audit log; where that fails (a full disk), it is shown as not recorded.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+from mvfoul.errors import OverloadedError, RequestError, ServiceError, UnavailableError
+from serving.client import Decision
+from serving.live.audit import AuditError
+from serving.live.board import Board
+from serving.live.incident import Incident, Ruling, View
+from serving.live.metrics import LiveMetrics
+from serving.live.recorder import Recorder
+from serving.live.session import ServerSession
+
+RETRY_S: Final = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0)
+"""Pauses between questions while the server is away; then the operator has to ask again."""
+
+log = logging.getLogger("mvfoul.live")
+
+
+class Opened:
+    """An incident that is worked on."""
+
+    def __init__(self, incident: Incident, session: ServerSession) -> None:
+        self.incident = incident
+        self.session = session
+        self.asking = threading.Lock()
+        self.started_s = time.monotonic()
+        """When the trigger or the operator's latest action came."""
+        self.cut_round = 0
+        """Counts how often the contact was moved: a cut of an earlier round is thrown away."""
+
+
+class Judge:
+    """Asks the server about incidents. Usable from several threads."""
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        board: Board,
+        metrics: LiveMetrics,
+        mutex: threading.RLock,
+        stopped: threading.Event,
+    ) -> None:
+        """`mutex` guards every incident; `stopped` ends the waiting for a server."""
+        self._recorder, self._board, self._metrics = recorder, board, metrics
+        self._mutex, self._stopped = mutex, stopped
+
+    def ask(self, opened: Opened, forced: bool = False) -> None:
+        """Ask about all views that are ready; whoever comes later finds its view already asked about."""
+        with opened.asking:
+            for pause_s in (*RETRY_S, None):
+                try:
+                    while forced or opened.incident.of_state("ready"):
+                        forced = False
+                        self._ask_once(opened)
+                except (UnavailableError, OverloadedError) as error:
+                    self._board.notice("server", "error", str(error))
+                    self._wait_for_server(opened, str(error), pause_s)
+                    if pause_s is None or self._stopped.wait(pause_s):
+                        return
+                    forced = True
+                except ServiceError as error:
+                    self.fail(opened.incident, str(error))
+                    return
+                else:
+                    self._board.clear("server")
+                    return
+
+    def _ask_once(self, opened: Opened) -> None:
+        incident = opened.incident
+        with self._mutex:
+            asked = [v for v in incident.views.values() if v.state in ("ready", "used")]
+            incident.state = "asking"
+        if not asked:
+            self.fail(incident, "no view is left to decide on")
+            return
+        self.tell(incident)
+        try:
+            decision, order = opened.session.ask({view.name: view.data for view in asked})
+        except RequestError as error:
+            self._refuse(incident, asked, error)
+            return
+        answered_s = time.monotonic()
+        if any(incident.views.get(view.name) is not view for view in asked):
+            return  # The contact was moved meanwhile; the new cuts ask for themselves.
+        self._rule(opened, decision, [incident.views[name] for name in order], answered_s)
+
+    def _refuse(self, incident: Incident, asked: Sequence[View], error: RequestError) -> None:
+        """Mask the view that the server refuses, so that the others can be decided on."""
+        named = {int(number) for number in re.findall(r"CLIPS\[(\d+)\]", str(error))}
+        fresh = [view for view in asked if view.state == "ready"] or list(asked)
+        guilty = [view for i, view in enumerate(asked) if i in named] or fresh[-1:]
+        with self._mutex:
+            for view in guilty:
+                view.state, view.reason = "refused", str(error)
+            for view in asked:
+                if view not in guilty:
+                    view.state = "ready"
+        log.warning("incident %s: the server refuses %s: %s", incident.id, [v.name for v in guilty], error)
+        if len(guilty) == len(asked):
+            self.fail(incident, str(error))
+
+    def _rule(self, opened: Opened, decision: Decision, used: Sequence[View], answered_s: float) -> None:
+        incident = opened.incident
+        slowest = max((v for v in used if v.state == "ready"), key=lambda v: v.ready_at_s, default=used[0])
+        with self._mutex:
+            for view in used:
+                view.state = "used" if view.state == "ready" else view.state
+        kept = self._recorder.keep_clips(used)
+        stages = {"wait": slowest.wait_s, "cut": slowest.cut_s}
+        stages["request"] = max(0.0, answered_s - max(slowest.ready_at_s, opened.started_s))
+        ruling = Ruling(
+            revision=len(incident.rulings) + 1,
+            at_s=time.time(),
+            views=tuple(view.name for view in used),
+            document=decision.document,
+            probabilities={str(head): values for head, values in decision.probabilities.items()},
+            stages_s=stages,
+        )
+        with self._mutex:
+            incident.state, incident.message = "decided", ""
+        line = self._record(incident, ruling)
+        now_s = time.monotonic()
+        stages = {**stages, "audit": now_s - answered_s, "total": now_s - opened.started_s}
+        with self._mutex:
+            incident.rulings.append(replace(ruling, line=line, stages_s=stages))
+        self._count(incident, decision, stages)
+        if kept:
+            self._board.clear("disk")
+        self.tell(incident)
+
+    def _record(self, incident: Incident, ruling: Ruling) -> int:
+        try:
+            line = self._recorder.record(incident, ruling)
+        except AuditError as error:
+            self._metrics.audit_failures.inc()
+            self._board.notice(
+                "audit", "error", f"decisions are NOT recorded: {error} Free the disk; the rest goes on."
+            )
+            return 0
+        self._board.clear("audit")
+        return line
+
+    def _count(self, incident: Incident, decision: Decision, stages: Mapping[str, float]) -> None:
+        abstains = decision.action.abstain or decision.offence_severity.abstain
+        self._metrics.decisions.labels(incident.trigger, "abstained" if abstains else "decided").inc()
+        for stage, seconds in stages.items():
+            self._metrics.stage_s.labels(stage).observe(seconds)
+
+    def _wait_for_server(self, opened: Opened, reason: str, pause_s: float | None) -> None:
+        if pause_s is None:
+            self.fail(opened.incident, f"{reason} Ask again when it is back.")
+            return
+        with self._mutex:
+            opened.incident.message = f"{reason} Asking again."
+        self.tell(opened.incident)
+
+    def fail(self, incident: Incident, reason: str) -> None:
+        """Say why there is no decision."""
+        with self._mutex:
+            incident.state, incident.message = "failed", reason
+        log.error("incident %s: no decision: %s", incident.id, reason)
+        self._metrics.decisions.labels(incident.trigger, "failed").inc()
+        self.tell(incident)
+
+    def tell(self, incident: Incident) -> None:
+        """Show an incident as it is now."""
+        with self._mutex:
+            document = incident.to_json()
+        self._board.publish("incident", document)

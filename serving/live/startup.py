@@ -1,0 +1,111 @@
+"""From flags to a running console. What can be refused is refused before anything is opened."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from contextlib import ExitStack
+
+import uvicorn
+from fastapi import FastAPI
+
+from mvfoul.errors import ConfigError
+from serving.client import FoulClient
+from serving.live.app import build_app
+from serving.live.audit import AuditLog
+from serving.live.board import Board
+from serving.live.camera import Camera, CameraSpec
+from serving.live.config import LiveConfig
+from serving.live.cutting import DeskSettings
+from serving.live.desk import Desk
+from serving.live.library import find_cases
+from serving.live.metrics import LiveMetrics
+from serving.live.recorder import Recorder
+from serving.live.review import Review
+from serving.live.review_app import build_review_app
+from serving.live.routines import Routines
+from serving.live.timecodes import read_timecodes
+
+log = logging.getLogger("mvfoul.live")
+
+
+def run(config: LiveConfig) -> None:
+    """Watch, or review, until SIGTERM or SIGINT; prints one line READY to stdout when the page answers.
+
+    Raises:
+        ConfigError: A file, an address or the audit directory cannot be used.
+        AuditError: The audit log that is there is broken.
+    """
+    logging.basicConfig(
+        level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    for name in ("mvfoul", "serving"):
+        logging.getLogger(name).setLevel(config.log_level.upper())
+    with ExitStack() as stack:
+        app = _app(config, stack)
+        listener = stack.enter_context(_bound(config.host, config.http_port))
+        _serve(app, listener, config.host)
+
+
+def _app(config: LiveConfig, stack: ExitStack) -> FastAPI:
+    contacts = read_timecodes(config.timecodes) if config.timecodes else ()
+    cases = find_cases(config.review) if config.review else {}
+    audit = AuditLog(config.audit_dir)
+    stack.callback(audit.close)
+    board = Board()
+    recorder = Recorder(audit, board)
+    client = FoulClient(config.server, model_name=config.model_name, timeout_s=config.timeout_s)
+    stack.callback(client.close)
+    cameras = _cameras(config)
+    settings = DeskSettings(operator=config.operator, after_s=config.after_s, wait_s=config.wait_s)
+    desk = Desk(cameras, client, recorder, board, LiveMetrics(), settings)
+    stack.callback(desk.close)
+    for camera in cameras:
+        camera.start()
+        stack.callback(camera.stop)
+    routines = Routines(config, cameras, desk, board, recorder, client, contacts)
+    stack.callback(routines.stop)
+    routines.start()
+    if not config.review:
+        return build_app(config, cameras, desk, board, recorder, routines)
+    review = Review(cases, desk, client, board, artifact=config.artifact)
+    stack.callback(review.cancel)
+    return build_review_app(config, review, desk, board, recorder)
+
+
+def _cameras(config: LiveConfig) -> list[Camera]:
+    buffer_bytes = config.buffer_mib << 20
+    return [
+        Camera(CameraSpec(name, url, offset_s), buffer_s=config.buffer_s, buffer_bytes=buffer_bytes)
+        for name, (url, offset_s) in config.cameras().items()
+    ]
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise ConfigError(f"--http-port {port} on {host} cannot be used: {error.strerror}. Choose another.") from error
+
+
+class _Announcing(uvicorn.Server):
+    """Says READY once requests are answered."""
+
+    address = ""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        # On stdout, where nothing else is written: scripts wait for this line.
+        sys.stdout.write(f"READY http={self.address}\n")
+        sys.stdout.flush()
+
+
+def _serve(app: FastAPI, listener: socket.socket, host: str) -> None:
+    # An open page holds a stream of events open: it is not waited for.
+    settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, access_log=False)
+    server = _Announcing(settings)
+    port = listener.getsockname()[1]
+    server.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    server.run(sockets=[listener])
+    log.info("stopped")
