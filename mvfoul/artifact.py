@@ -148,7 +148,12 @@ class Artifact:
     @property
     def version(self) -> str:
         """Twelve hexadecimal digits that change whenever any file does."""
-        return hashlib.sha256(json.dumps(dict(self.manifest.files), sort_keys=True).encode()).hexdigest()[:12]
+        return version_of(self.manifest)
+
+    @property
+    def model_version(self) -> int:
+        """`version` as the positive integer that Triton wants: the name of its folder in a model repository."""
+        return int(self.version, 16)
 
     def path(self, name: str) -> Path:
         """Return the path of one of the manifest's files.
@@ -176,6 +181,11 @@ class Artifact:
         if missing := [name for name in GOLDEN_TENSORS if name not in arrays]:
             raise ArtifactError(f"{self.directory / GOLDEN} lacks {missing}; export again.")
         return arrays
+
+
+def version_of(manifest: Manifest) -> str:
+    """Return `Artifact.version` without looking at the files."""
+    return hashlib.sha256(json.dumps(dict(manifest.files), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> Artifact:

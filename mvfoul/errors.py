@@ -17,8 +17,10 @@
         ├── RequestError          the request breaks the contract; do not repeat it
         │   ├── UnknownModelError     it asks for a model or version that is not served
         │   └── RequestTooLargeError  it is over the size limit
+        ├── ClientGoneError       the client hung up; nobody sees this
         ├── OverloadedError       too many requests in flight; repeat it later
         └── UnavailableError      not reachable, starting, stopping, or too slow; repeat it later or elsewhere
+            └── DeadlineError         the answer did not come before the request's deadline
 
 Each message names the value, the place and the cure. Command-line tools print the message and exit with `exit_code`;
 only errors that are bugs show a traceback.
@@ -109,6 +111,10 @@ class RequestTooLargeError(RequestError):
     """A request is over the server's size limit."""
 
 
+class ClientGoneError(ServiceError):
+    """The client hung up before its answer."""
+
+
 class OverloadedError(ServiceError):
     """The server has as many requests in flight as it accepts. Retry with backoff."""
 
@@ -119,3 +125,7 @@ class UnavailableError(ServiceError):
     """The server cannot be reached, is starting or stopping, or did not answer in time. Retry later."""
 
     exit_code = 3
+
+
+class DeadlineError(UnavailableError):
+    """The answer did not come before the request's deadline. Allow more time, or retry later."""

@@ -39,6 +39,50 @@ class ServeConfig:
     """Requests accepted at the same time; one more is refused at once (RESOURCE_EXHAUSTED, HTTP 429)."""
     max_request_bytes: int = 64 * _MIB
     """A larger request is refused (RESOURCE_EXHAUSTED, HTTP 413). Base64 over REST adds a third to a clip."""
+    max_decode_s: float = 10.0
+    """CPU seconds that decoding one clip may take; a clip that takes more is refused."""
+    max_clip_frames: int = 2000
+    """A clip with more frames up to a second after the window is refused."""
+    max_frame_pixels: int = 4096 * 2304
+    """A clip of larger pictures is refused."""
+    max_sessions: int = 1024
+    """Actions whose views arrive one by one (parameter action_id), all clients together; each takes some kilobytes."""
+    max_sessions_per_client: int = 64
+    """One more ends the client's oldest."""
+    session_ttl_s: float = 120.0
+    """A session ends this long after its last request."""
+    triton: str | None = None
+    """host:port of a Triton server's gRPC: it computes, this process decodes (transformer). --artifact must be in its
+    repository, see python -m serving.repository."""
+    triton_name: str = "mvfoul"
+    """Triton's models are <name>_encoder and <name>_head."""
+    triton_retries: int = 4
+    """How often a call is repeated that did not reach Triton, with growing pauses, within the request's deadline."""
+    triton_shared_memory: bool = False
+    """Give views to Triton through shared memory. It must run on this host and share /dev/shm."""
+    triton_explicit: bool = False
+    """Triton runs with --model-control-mode=explicit: ask it to load the models at start and at each swap."""
+    triton_tls_ca: Path | None = None
+    """Certificates that sign Triton's; switches TLS on."""
+    triton_tls_cert: Path | None = None
+    """Our certificate, where Triton asks for one (mTLS)."""
+    triton_tls_key: Path | None = None
+    """Its key."""
+    canary: Path | None = None
+    """Another artifact that answers a share of the requests, the same action always by the same artifact."""
+    canary_share: float = 0.05
+    """Of all requests, 0 to 1."""
+    shadow: Path | None = None
+    """Another artifact that gets a copy of the requests after their answer; only metrics tell what it says."""
+    admin: bool = False
+    """Answer POST /admin/reload, which reads the artifact directories again and swaps without a failed request. SIGHUP
+    always does."""
+    swap_timeout_s: float = 60.0
+    """How long a swap waits until Triton has loaded the artifact."""
+    self_test_interval_s: float = 10.0
+    """How often golden.npz is computed to know whether the server is ready, while no request proves it."""
+    self_test_timeout_s: float = 20.0
+    """A self-test that takes longer has failed."""
     abstain_below: float = DEFAULT_ABSTAIN_BELOW
     """A head whose best probability is lower says "abstain". 0 never does."""
     grace_s: float = 30.0
@@ -65,5 +109,48 @@ class ServeConfig:
         check_flag(
             self.max_request_bytes < 1 << 31, "--max-request-bytes", self.max_request_bytes, "Use less than 2 GiB."
         )
+        self._check_limits()
+        self._check_artifacts()
         check_flag(0 <= self.abstain_below <= 1, "--abstain-below", self.abstain_below, "Use 0 to 1.")
         check_flag(self.grace_s >= 0, "--grace-s", self.grace_s, "Use 0 or more.")
+
+    def _check_limits(self) -> None:
+        for flag, value in (
+            ("--max-decode-s", self.max_decode_s),
+            ("--max-clip-frames", self.max_clip_frames),
+            ("--max-frame-pixels", self.max_frame_pixels),
+            ("--max-sessions", self.max_sessions),
+            ("--max-sessions-per-client", self.max_sessions_per_client),
+            ("--session-ttl-s", self.session_ttl_s),
+            ("--swap-timeout-s", self.swap_timeout_s),
+            ("--self-test-interval-s", self.self_test_interval_s),
+            ("--self-test-timeout-s", self.self_test_timeout_s),
+        ):
+            check_flag(value > 0, flag, value, "Use more than 0.")
+
+    def _check_artifacts(self) -> None:
+        check_flag(0 <= self.canary_share <= 1, "--canary-share", self.canary_share, "Use 0 to 1.")
+        check_flag(self.triton_retries >= 0, "--triton-retries", self.triton_retries, "Use 0 or more.")
+        if self.triton is not None:
+            host, _, port = self.triton.rpartition(":")
+            accepted = bool(host) and port.isdigit() and 0 < int(port) < 1 << 16
+            check_flag(accepted, "--triton", self.triton, "Use host:port of its gRPC, such as 127.0.0.1:8001.")
+        for flag, value in (
+            ("--triton-shared-memory", self.triton_shared_memory),
+            ("--triton-explicit", self.triton_explicit),
+            ("--triton-tls-ca", self.triton_tls_ca),
+        ):
+            check_flag(not value or self.triton is not None, flag, value, "It goes with --triton host:port.")
+        pair = (self.triton_tls_cert, self.triton_tls_key)
+        check_flag(
+            (pair[0] is None) == (pair[1] is None),
+            "--triton-tls-cert",
+            self.triton_tls_cert,
+            "Give --triton-tls-key too.",
+        )
+        check_flag(
+            self.triton_tls_cert is None or self.triton_tls_ca is not None,
+            "--triton-tls-cert",
+            self.triton_tls_cert,
+            "Give --triton-tls-ca too.",
+        )

@@ -8,7 +8,7 @@ from kserve.model_repository import ModelRepository
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
-from mvfoul.errors import RequestError, UnavailableError, UnknownModelError
+from mvfoul.errors import RequestError, UnknownModelError
 from serving.model import FoulModel
 
 
@@ -27,15 +27,12 @@ class FoulDataPlane(DataPlane):  # type: ignore[misc]  # kserve has no types
         """Return the model.
 
         Raises:
-            UnknownModelError: Another name, or another version than the artifact's.
+            UnknownModelError: Another name, or a version that no artifact on duty has.
         """
         if name != self._model.name:
             raise UnknownModelError(f"model {name[:64]!r} is not served here; this server has {self._model.name!r}.")
-        if version not in ("", self._model.version):
-            raise UnknownModelError(
-                f"version {version[:64]!r} of {name!r} is not served here; this server has {self._model.version!r}. "
-                "Leave the version out to take what is there."
-            )
+        if version:
+            self._model.core.router.named(version)
         return self._model
 
     def get_model_from_registry(self, name: str) -> FoulModel:
@@ -46,25 +43,24 @@ class FoulDataPlane(DataPlane):  # type: ignore[misc]  # kserve has no types
         """Return the model for an inference.
 
         Raises:
-            UnavailableError: The server is stopping.
+            UnavailableError: See `FoulModel.check_accepting`.
         """
         model = self.check_model(name)
-        if not model.ready:
-            raise UnavailableError("the server is stopping; send the request to another one, or later.")
+        model.check_accepting()
         return model
 
     async def ready(self) -> bool:
         """Return whether the server answers requests: after the self-test, until it is told to stop."""
-        return bool(self._model.ready)
+        return self._model.healthy
 
     async def model_ready(self, model_name: str, disable_predictor_health_check: bool = False) -> bool:  # noqa: ARG002
         """Return whether the model answers requests."""
-        return bool(self.check_model(model_name).ready)
+        return self.check_model(model_name).healthy
 
     async def model_metadata(self, model_name: str) -> dict[str, Any]:
         """Return names, datatypes and shapes of inputs and outputs."""
         metadata: dict[str, Any] = await super().model_metadata(model_name)
-        return {**metadata, "versions": [self._model.version], "platform": "onnxruntime_onnx"}
+        return {**metadata, "versions": self._model.core.router.versions, "platform": self._model.platform}
 
 
 class ClosedRepository(ModelRepositoryExtension):  # type: ignore[misc]

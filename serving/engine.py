@@ -1,9 +1,8 @@
 """The core of the server: clips or views of one action in, an answer out. Knows no protocol.
 
-    CLIPS ──decode (thread pool, views in parallel)──▶ VIEWS uint8 [V,3,T,H,W] ──queue──▶ encode ──▶ head ──▶ Answer
+    CLIPS ──decode (threads, views in parallel)──▶ VIEWS uint8 [V,3,T,H,W] ──backend: queue, encode, head──▶ Answer
 
-Both graphs run on one thread of their own, one action after the other: ONNX Runtime uses all its threads for each call,
-and the event loop stays free for health checks and metrics.
+Requests over the limit are refused at once, so that nobody waits in a queue whose end he will not see.
 """
 
 from __future__ import annotations
@@ -11,32 +10,25 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mvfoul.artifact import Artifact
-from mvfoul.errors import InvalidClipError, OverloadedError, RequestError
+from mvfoul.errors import DeadlineError, OverloadedError, RequestError
 from mvfoul.prediction import Prediction, make_prediction
-from mvfoul.video import decode_clip
+from mvfoul.video import DecodeLimits
+from serving.backend import Scored
+from serving.call import Call
+from serving.decoding import ClipDecoder
+from serving.generation import Generation, Role, Router
 from serving.graphs import Scores
+from serving.sessions import SeenView, Session, SessionLimits, SessionState, SessionStore, digest
 
-STAGES = ("decode", "queue", "encode", "head", "total")
-"""decode: all clips, waiting for a decoder included. queue: waiting for the graphs. total: from admission to answer."""
-
-
-class Graphs(Protocol):
-    """What the engine needs of a backend."""
-
-    def encode(self, views: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return features `[N, D]` of views `[N, 3, T, H, W]`."""
-
-    def classify(self, features: NDArray[np.float32]) -> Scores:
-        """Score one action from the features `[V, D]` of its views."""
+Inputs = Sequence[bytes] | NDArray[np.uint8]
+"""The clips, or the decoded views `[V, 3, T, H, W]`, of one action."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,41 +38,40 @@ class EngineSettings:
     decode_workers: int
     max_in_flight: int
     abstain_below: float
+    decode: DecodeLimits = field(default_factory=DecodeLimits)
+    sessions: SessionLimits = field(default_factory=SessionLimits)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The decision on one action, and the seconds that each stage took (`STAGES`; no decode for views)."""
+    """The decision on one action, who gave it, and the seconds that each stage took (`STAGES`; no decode for views)."""
 
     scores: Scores
     prediction: Prediction
     stages_s: Mapping[str, float]
-
-
-@dataclass
-class _StageClock:
-    """Seconds by stage of one request."""
-
-    started: float = field(default_factory=time.perf_counter)
-    stages_s: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.stages_s[name] = time.perf_counter() - start
+    artifact: Artifact
+    role: Role
+    new_views: int
+    """Views that this request encoded; in a session fewer than the answer is about."""
+    session: SessionState | None = None
 
 
 class Engine:
-    """Answers requests one by one from an event loop; `close` it at the end."""
+    """Answers requests from one event loop; `aclose` it at the end."""
 
-    def __init__(self, artifact: Artifact, graphs: Graphs, settings: EngineSettings) -> None:
-        self.artifact = artifact
+    def __init__(self, router: Router, settings: EngineSettings) -> None:
         self.settings = settings
-        self._graphs = graphs
-        self._decoders = ThreadPoolExecutor(settings.decode_workers, thread_name_prefix="decode")
-        self._graph_thread = ThreadPoolExecutor(1, thread_name_prefix="graphs")
+        self.router = router
+        self.decoder = ClipDecoder(settings.decode_workers, settings.decode)
+        self.sessions = SessionStore(settings.sessions)
+        self.last_answer = 0.0
+        """`time.monotonic()` of the primary's last answer."""
         self._in_flight = 0
+
+    @property
+    def artifact(self) -> Artifact:
+        """The primary's."""
+        return self.router.primary.artifact
 
     @property
     def in_flight(self) -> int:
@@ -99,34 +90,47 @@ class Engine:
                 "Send the request again later, with backoff."
             )
 
-    async def predict(self, clips: Sequence[bytes]) -> Answer:
-        """Classify one action from its encoded clips, one per view.
+    def route(self, call: Call, view_shape: tuple[int, ...] | None = None) -> Generation:
+        """Return the generation that must answer the call; see `Router.pick`.
 
         Raises:
-            RequestError: There are no clips, or more than the artifact's `max_views`.
-            InvalidClipError: Clips are unusable; the message has the number and the reason of each.
-            OverloadedError: Too many requests are in flight.
+            UnknownModelError: The call names a version that nobody has.
         """
-        self._check_view_count(len(clips))
-        with self._admitted() as clock:
-            with clock.stage("decode"):
-                views = await self._decode(clips)
-            return await self._infer(views, clock)
+        if call.action_id and (session := self.sessions.find(call)):
+            # Whatever was swapped since: features of two artifacts do not go together.
+            return session.generation
+        if call.version:
+            return self.router.named(call.version)
+        key = f"{call.client}/{call.action_id}" if call.action_id else call.request_id
+        return self.router.pick(key, view_shape)
 
-    async def predict_views(self, views: NDArray[np.uint8]) -> Answer:
-        """Classify one action from decoded views `[V, 3, T, H, W]`.
+    async def answer(self, inputs: Inputs, call: Call, generation: Generation | None = None) -> Answer:
+        """Classify one action from its clips or its decoded views.
+
+        Args:
+            inputs: In a session these are the new views, and there may be none.
+            call: What accompanies the request.
+            generation: What `route` returned.
 
         Raises:
             RequestError: There are no views, too many, or they have another shape than the artifact's.
+            InvalidClipError: Clips are unusable; the message has the number and the reason of each.
             OverloadedError: Too many requests are in flight.
+            DeadlineError: The call's deadline passed.
         """
-        self._check_view_count(len(views))
-        if views.shape[1:] != self.artifact.manifest.clip.view_shape:
-            raise RequestError(
-                f"a view has shape {views.shape[1:]}; expected {self.artifact.manifest.clip.view_shape}."
-            )
-        with self._admitted() as clock:
-            return await self._infer(views, clock)
+        generation = generation or self.route(call)
+        if isinstance(inputs, np.ndarray) and inputs.shape[1:] != generation.clip.view_shape:
+            raise RequestError(f"a view has shape {inputs.shape[1:]}; expected {generation.clip.view_shape}.")
+        _check_view_count(len(inputs), generation, at_least=0 if call.action_id else 1)
+        with self._admitted(), generation.in_use():
+            try:
+                async with asyncio.timeout(call.remaining_s()):
+                    return await self._answer(inputs, call, generation)
+            except TimeoutError as error:
+                raise DeadlineError(
+                    f"no answer within the request's deadline ({time.perf_counter() - call.started:.3f} s on the "
+                    "server); allow more time or send fewer views."
+                ) from error
 
     async def idle(self, timeout_s: float) -> None:
         """Wait until nothing is in flight, but not longer than `timeout_s`."""
@@ -134,60 +138,73 @@ class Engine:
         while self._in_flight and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
 
-    def close(self) -> None:
-        """Wait for running work and end the threads."""
-        self._decoders.shutdown(cancel_futures=True)
-        self._graph_thread.shutdown(cancel_futures=True)
+    async def aclose(self) -> None:
+        """Wait for running work and end the threads and connections."""
+        self.sessions.close()
+        self.decoder.close()
+        for generation in (self.router.primary, self.router.canary):
+            if generation is not None:
+                generation.retire()
+                await generation.closed()
 
     @contextmanager
-    def _admitted(self) -> Iterator[_StageClock]:
+    def _admitted(self) -> Iterator[None]:
         self.check_capacity()
         self._in_flight += 1
         try:
-            yield _StageClock()
+            yield
         finally:
             self._in_flight -= 1
 
-    def _check_view_count(self, count: int) -> None:
-        maximum = self.artifact.manifest.clip.max_views
-        if not 1 <= count <= maximum:
-            raise RequestError(f"the action has {count} views; send from 1 to {maximum}.")
+    async def _answer(self, inputs: Inputs, call: Call, generation: Generation) -> Answer:
+        if call.action_id:
+            with self.sessions.opened(call, generation) as session:
+                async with session.lock:
+                    return await self._add_views(session, inputs, call)
+        scored = await generation.backend.score(await self._views(inputs, call, generation), None, call)
+        return self._finish(scored, call, generation, len(inputs))
 
-    async def _decode(self, clips: Sequence[bytes]) -> NDArray[np.uint8]:
-        views = np.empty((len(clips), *self.artifact.manifest.clip.view_shape), dtype=np.uint8)
-        loop = asyncio.get_running_loop()
-        jobs = [loop.run_in_executor(self._decoders, self._decode_into, views, v, clip) for v, clip in enumerate(clips)]
-        # All clips are tried, so that the message names every bad one. A cancelled request cancels what has not begun.
-        failures = [error for error in await asyncio.gather(*jobs, return_exceptions=True) if error is not None]
-        for error in failures:
-            if not isinstance(error, InvalidClipError):
-                raise error
-        if failures:
-            raise InvalidClipError(" ".join(map(str, failures)))
-        return views
+    async def _add_views(self, session: Session, inputs: Inputs, call: Call) -> Answer:
+        """Answer over the session's views and the new ones; the session changes only if there is an answer."""
+        generation, kept = session.generation, session.kept(call.drop_views)
+        seen = {view.digest for view in kept}
+        # By content, which also takes out what one request sends twice.
+        fresh = {d: number for number, item in enumerate(inputs) if (d := digest(item)) not in seen}
+        _check_view_count(len(kept) + len(fresh), generation)
+        views = await self._views(_selected(inputs, list(fresh.values())), call, generation)
+        earlier = np.stack([view.features for view in kept]) if kept else None
+        scored = await generation.backend.score(views, earlier, call)
+        session.views = [*kept, *map(SeenView, fresh, scored.features)]
+        state = SessionState(call.action_id, len(session.views), self.sessions.limits.ttl_s)
+        return self._finish(scored, call, generation, len(fresh), state)
 
-    def _decode_into(self, views: NDArray[np.uint8], v: int, clip: bytes) -> None:
-        try:
-            views[v] = decode_clip(clip, self.artifact.manifest.clip)
-        except InvalidClipError as error:
-            raise InvalidClipError(f"CLIPS[{v}]: {error}") from error
+    async def _views(self, inputs: Inputs, call: Call, generation: Generation) -> NDArray[np.uint8]:
+        if isinstance(inputs, np.ndarray):
+            return inputs
+        with call.stage("decode"):
+            return await self.decoder.decode(inputs, generation.clip, call)
 
-    async def _infer(self, views: NDArray[np.uint8], clock: _StageClock) -> Answer:
-        submitted = time.perf_counter()
-        loop = asyncio.get_running_loop()
-        scores = await loop.run_in_executor(self._graph_thread, self._run_graphs, views, clock, submitted)
+    def _finish(
+        self, scored: Scored, call: Call, generation: Generation, new_views: int, session: SessionState | None = None
+    ) -> Answer:
+        scores = scored.scores
         prediction = make_prediction(
             scores.action_probabilities,
             scores.offence_severity_probabilities,
             scores.view_weights,
             abstain_below=self.settings.abstain_below,
         )
-        clock.stages_s["total"] = time.perf_counter() - clock.started
-        return Answer(scores, prediction, clock.stages_s)
+        call.finish()
+        if generation is self.router.primary:
+            self.last_answer = time.monotonic()
+        return Answer(scores, prediction, call.stages_s, generation.artifact, generation.role, new_views, session)
 
-    def _run_graphs(self, views: NDArray[np.uint8], clock: _StageClock, submitted: float) -> Scores:
-        clock.stages_s["queue"] = time.perf_counter() - submitted
-        with clock.stage("encode"):
-            features = self._graphs.encode(views)
-        with clock.stage("head"):
-            return self._graphs.classify(features)
+
+def _check_view_count(count: int, generation: Generation, *, at_least: int = 1) -> None:
+    maximum = generation.clip.max_views
+    if not at_least <= count <= maximum:
+        raise RequestError(f"the action has {count} views; send from 1 to {maximum}.")
+
+
+def _selected(inputs: Inputs, numbers: list[int]) -> Inputs:
+    return inputs[numbers] if isinstance(inputs, np.ndarray) else [inputs[number] for number in numbers]

@@ -16,17 +16,16 @@ from mvfoul.artifact import (
     ACTION_LOGITS,
     ACTION_PROBABILITIES,
     FEATURES,
-    GOLDEN_TOLERANCE,
     OFFENCE_SEVERITY_LOGITS,
     OFFENCE_SEVERITY_PROBABILITIES,
     VIEW_WEIGHTS,
     VIEWS,
     Artifact,
     GraphSpec,
-    golden_limit,
 )
 from mvfoul.engines import ONNXRUNTIME_PROVIDERS, configure_onnxruntime
 from mvfoul.errors import ArtifactError
+from serving.golden import check_golden
 
 _TESTED = (ACTION_LOGITS, OFFENCE_SEVERITY_LOGITS, ACTION_PROBABILITIES, OFFENCE_SEVERITY_PROBABILITIES, VIEW_WEIGHTS)
 _ANSWERS = (ACTION_PROBABILITIES, OFFENCE_SEVERITY_PROBABILITIES, VIEW_WEIGHTS)
@@ -77,22 +76,9 @@ class ArtifactGraphs(ABC):
         Raises:
             ArtifactError: An answer differs by more than `GOLDEN_TOLERANCE`.
         """
-        precision = artifact.manifest.precision
-        if (tolerance := GOLDEN_TOLERANCE.get(precision)) is None:
-            known = ", ".join(GOLDEN_TOLERANCE)
-            raise ArtifactError(f"{artifact.directory} has precision {precision!r}; known: {known}. Export again.")
         golden = artifact.golden()
         outputs = self._run_head(_TESTED, self.encode(golden[VIEWS]))
-        errors = {name: _max_abs_error(found, golden[name]) for name, found in zip(_TESTED, outputs, strict=True)}
-        if failed := [
-            f"{name} by {error:.3g}" for name, error in errors.items() if not error <= golden_limit(tolerance, name)
-        ]:
-            raise ArtifactError(
-                f"{artifact.directory} fails its self-test in {self.name}: {', '.join(failed)} off golden.npz "
-                f"(tolerance {tolerance})."
-                " It computes something else here than where it was exported; export again, or use the versions that "
-                f"wrote it: {dict(artifact.manifest.versions)}."
-            )
+        check_golden(artifact, golden, dict(zip(_TESTED, outputs, strict=True)), engine=self.name)
 
 
 class OnnxGraphs(ArtifactGraphs):
@@ -149,9 +135,3 @@ def _load(artifact: Artifact, graph: GraphSpec, threads: int) -> Any:
         outputs=(tensor.name for tensor in session.get_outputs()),
     )
     return session
-
-
-def _max_abs_error(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    if found.shape != expected.shape:
-        return float("inf")
-    return float(np.abs(found.astype(np.float64) - expected).max())

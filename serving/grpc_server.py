@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 from kserve import InferRequest
@@ -14,6 +16,7 @@ from kserve.protocol.grpc.servicer import InferenceServicer
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
 from mvfoul.errors import ConfigError, MVFoulError, RequestError
+from serving.call import TRANSPORT, Transport
 from serving.dataplane import FoulDataPlane
 from serving.metrics import Metrics
 from serving.status import INTERNAL, status_of
@@ -25,6 +28,10 @@ _DATATYPES = frozenset(
 )
 
 
+_FOREVER_S = 30 * 24 * 3600.0
+"""gRPC gives a request without a deadline some hundred years."""
+
+
 class FoulServicer(InferenceServicer):  # type: ignore[misc]  # kserve has no types
     """The RPCs. Errors leave as exceptions; `StatusInterceptor` turns them into statuses."""
 
@@ -33,12 +40,15 @@ class FoulServicer(InferenceServicer):  # type: ignore[misc]  # kserve has no ty
         self._plane = data_plane
         self._metrics = metrics
 
-    async def ModelInfer(self, request: pb.ModelInferRequest, context: grpc.aio.ServicerContext) -> Any:  # noqa: ARG002, N802
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: grpc.aio.ServicerContext) -> Any:  # noqa: N802
         """Answer one inference request."""
         with self._metrics.request("grpc"):
+            TRANSPORT.set(_transport(request, context))
             self._plane.check_model(request.model_name, request.model_version)
             _check_layout(request)
             infer_request = InferRequest.from_grpc(request)
+            # KServe leaves them as messages; over REST they are values.
+            infer_request.parameters = {name: _value(item) for name, item in request.parameters.items()}
             response, _ = await self._plane.infer(model_name=request.model_name, request=infer_request)
             return response.to_grpc()
 
@@ -50,7 +60,7 @@ class FoulServicer(InferenceServicer):  # type: ignore[misc]  # kserve has no ty
     async def ModelReady(self, request: pb.ModelReadyRequest, context: grpc.aio.ServicerContext) -> Any:  # noqa: ARG002, N802
         """Say whether the model, in the version asked for, answers requests."""
         model = self._plane.check_model(request.name, request.version)
-        return pb.ModelReadyResponse(ready=model.ready)
+        return pb.ModelReadyResponse(ready=model.healthy)
 
 
 class StatusInterceptor(ExceptionToStatusInterceptor):  # type: ignore[misc]
@@ -90,6 +100,23 @@ def build_grpc_server(servicer: FoulServicer, address: str, *, max_request_bytes
         return server, server.add_insecure_port(address)
     except RuntimeError as error:
         raise ConfigError(f"cannot listen on {address} for gRPC ({error}); choose another --grpc-port.") from error
+
+
+def _transport(request: pb.ModelInferRequest, context: grpc.aio.ServicerContext) -> Transport:
+    left_s = context.time_remaining()
+    # The library cancels the call at its deadline; ours stops the work a moment before and says why.
+    deadline = None if left_s is None or left_s > _FOREVER_S else time.monotonic() + left_s
+    return Transport(client=_host(context.peer()), deadline=deadline, version=request.model_version)
+
+
+def _value(parameter: pb.InferParameter) -> Any:
+    chosen = parameter.WhichOneof("parameter_choice")
+    return getattr(parameter, chosen) if chosen else None
+
+
+def _host(peer: str) -> str:
+    """Return "127.0.0.1" for "ipv4:127.0.0.1:50312" and "[::1]" for "ipv6:[::1]:50312"."""
+    return unquote(peer).partition(":")[2].rpartition(":")[0]
 
 
 def _check_layout(request: pb.ModelInferRequest) -> None:

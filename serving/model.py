@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,11 @@ from kserve import InferInput, InferOutput, InferRequest, InferResponse, Model
 from numpy.typing import NDArray
 
 from mvfoul.artifact import ACTION_PROBABILITIES, OFFENCE_SEVERITY_PROBABILITIES, VIEW_WEIGHTS
+from mvfoul.errors import DeadlineError, UnavailableError
+from serving.call import TRANSPORT, Call
 from serving.engine import Answer, Engine
 from serving.metrics import Metrics
+from serving.parameters import read_call
 from serving.protocol import (
     DECISION,
     OUTPUTS,
@@ -23,26 +27,54 @@ from serving.protocol import (
     input_metadata,
     output_metadata,
     read_inputs,
+    view_shape_of,
 )
+from serving.readiness import Readiness
+from serving.shadow import Shadow
 
 log = logging.getLogger("mvfoul.serving")
 
 
 class FoulModel(Model):  # type: ignore[misc]  # kserve has no types
-    """Serves one engine under one name. `ready` is true from the self-test until the server stops."""
+    """Serves one engine under one name."""
 
-    def __init__(self, name: str, engine: Engine, metrics: Metrics) -> None:
+    def __init__(self, name: str, engine: Engine, metrics: Metrics, readiness: Readiness) -> None:
         super().__init__(name)
         self.engine = False  # KServe's flag for models with an engine process of their own
         self.core = engine
+        self.stopping = False
+        self.shadow: Callable[[], Shadow | None] = lambda: None
+        """Returns who gets a copy of the requests."""
         self._metrics = metrics
-        self.ready = True
-        metrics.watch(in_flight=lambda: engine.in_flight, ready=lambda: self.ready)
+        self._readiness = readiness
+        self.ready = True  # KServe's flag; `accepts_requests` is ours
+        metrics.watch(engine, ready=lambda: self.healthy)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether probes are told that this server is ready."""
+        return self._readiness.ready and not self.stopping
+
+    def check_accepting(self) -> None:
+        """Refuse requests that would get no answer, or a wrong one.
+
+        Raises:
+            UnavailableError: The server is stopping, or the self-test says that it computes something else.
+        """
+        if self.stopping:
+            raise UnavailableError("the server is stopping; send the request to another one, or later.")
+        if self._readiness.computes_something_else:
+            raise UnavailableError("the server's self-test fails; send the request to another one, or later.")
 
     @property
     def version(self) -> str:
-        """The artifact's version."""
+        """The version of the primary artifact."""
         return self.core.artifact.version
+
+    @property
+    def platform(self) -> str:
+        """What computes, for the model's metadata."""
+        return self.core.router.primary.backend.name
 
     def load(self) -> bool:
         """Keep `ready` as it is; KServe would set it."""
@@ -60,15 +92,30 @@ class FoulModel(Model):  # type: ignore[misc]  # kserve has no types
         """Answer one request; raises the errors of `serving.status`."""
         wanted = [output.name for output in payload.request_outputs or ()]
         request_id = payload.id or uuid.uuid4().hex
-        check_envelope(request_id, _parameter_names(payload), wanted)
-        inputs = read_inputs([_tensor(item) for item in payload.inputs], self.core.artifact.manifest.clip)
-        if isinstance(inputs, list):
-            answer = await self.core.predict(inputs)
-        else:
-            answer = await self.core.predict_views(inputs)
+        tensor_parameters = [
+            n for item in (*payload.inputs, *(payload.request_outputs or ())) for n in item.parameters or ()
+        ]
+        check_envelope(request_id, list(payload.parameters or ()), tensor_parameters, wanted)
+        call = read_call(request_id, payload.parameters or {}, TRANSPORT.get())
+        answer = await self._answer([_tensor(item) for item in payload.inputs], call)
         self._metrics.answered(answer)
         self._log(request_id, answer)
         return self._response(payload, request_id, wanted, answer)
+
+    async def _answer(self, tensors: list[Tensor], call: Call) -> Answer:
+        # From here on one generation, whatever is swapped meanwhile.
+        generation = self.core.route(call, view_shape_of(tensors))
+        inputs = read_inputs(tensors, generation.clip, at_least=0 if call.action_id else 1)
+        try:
+            answer = await self.core.answer(inputs, call, generation)
+        except DeadlineError:
+            raise
+        except UnavailableError:
+            self._readiness.doubt()
+            raise
+        if (shadow := self.shadow()) is not None:
+            shadow.offer(inputs, answer)
+        return answer
 
     def _response(self, payload: InferRequest, request_id: str, wanted: list[str], answer: Answer) -> InferResponse:
         tensors = self._tensors(request_id, answer)
@@ -76,7 +123,7 @@ class FoulModel(Model):  # type: ignore[misc]  # kserve has no types
         return InferResponse(
             response_id=request_id,
             model_name=self.name,
-            model_version=self.version,
+            model_version=answer.artifact.version,
             infer_outputs=outputs,
             use_binary_outputs=payload.use_binary_outputs,
             requested_outputs=None if payload.from_grpc else payload.request_outputs,
@@ -86,8 +133,9 @@ class FoulModel(Model):  # type: ignore[misc]  # kserve has no types
         decision = {
             "id": request_id,
             "model": self.name,
-            "artifact": self.version,
+            "artifact": answer.artifact.version,
             **answer.prediction.to_json(),
+            **({"session": asdict(answer.session)} if answer.session else {}),
             "timings_ms": _timings_ms(answer),
         }
         return {
@@ -103,11 +151,6 @@ class FoulModel(Model):  # type: ignore[misc]  # kserve has no types
         views = len(prediction.view_weights)
         labels = f"{prediction.action.label!r} {prediction.offence_severity.label!r}"
         log.info("answered id=%r views=%d %s ms: %s", request_id, views, labels, stages)
-
-
-def _parameter_names(payload: InferRequest) -> list[str]:
-    holders = (payload, *payload.inputs, *(payload.request_outputs or ()))
-    return [name for holder in holders for name in holder.parameters or ()]
 
 
 def _timings_ms(answer: Answer) -> dict[str, float]:

@@ -23,6 +23,7 @@ from mvfoul.artifact import ACTION_PROBABILITIES, OFFENCE_SEVERITY_PROBABILITIES
 from mvfoul.clip import ClipSpec
 from mvfoul.errors import RequestError
 from mvfoul.labels import ACTION_CLASSES, OFFENCE_SEVERITIES
+from serving.parameters import REQUEST_PARAMETERS
 
 CLIPS: Final = "CLIPS"
 DECISION: Final = "DECISION"
@@ -63,12 +64,15 @@ def output_metadata() -> list[dict[str, Any]]:
     ]
 
 
-def check_envelope(request_id: str, parameters: Sequence[str], outputs: Sequence[str]) -> None:
+def check_envelope(
+    request_id: str, parameters: Sequence[str], tensor_parameters: Sequence[str], outputs: Sequence[str]
+) -> None:
     """Check what surrounds the tensors.
 
     Args:
         request_id: As the client or the server chose it.
-        parameters: Names of all parameters: of the request, of its inputs and of its outputs.
+        parameters: Names of the request's own parameters.
+        tensor_parameters: Names of the parameters of its inputs and of its outputs.
         outputs: Names of the outputs that are asked for.
 
     Raises:
@@ -76,14 +80,29 @@ def check_envelope(request_id: str, parameters: Sequence[str], outputs: Sequence
     """
     if len(request_id) > _MAX_ID_CHARS:
         raise RequestError(f"the request id has {len(request_id)} characters; use at most {_MAX_ID_CHARS}.")
-    if unknown := sorted(set(parameters) - set(_PARAMETERS)):
-        raise RequestError(f"the request has unknown parameters {unknown}; leave them out.")
+    if unknown := sorted(
+        (set(parameters) - {*_PARAMETERS, *REQUEST_PARAMETERS}) | (set(tensor_parameters) - set(_PARAMETERS))
+    ):
+        raise RequestError(
+            f"the request has unknown parameters {unknown}; leave them out. Of the request itself this server knows "
+            f"{', '.join(REQUEST_PARAMETERS)}."
+        )
     if unknown := sorted(set(outputs) - set(OUTPUTS)):
         raise RequestError(f"the request asks for unknown outputs {unknown}; this model gives {', '.join(OUTPUTS)}.")
 
 
-def read_inputs(tensors: Sequence[Tensor], spec: ClipSpec) -> list[bytes] | NDArray[np.uint8]:
+def view_shape_of(tensors: Sequence[Tensor]) -> tuple[int, ...] | None:
+    """Return the shape that a request's decoded views claim to have; None where it has none."""
+    return next((tensor.shape[1:] for tensor in tensors if tensor.name == VIEWS), None)
+
+
+def read_inputs(tensors: Sequence[Tensor], spec: ClipSpec, *, at_least: int = 1) -> list[bytes] | NDArray[np.uint8]:
     """Return the clips (a list of files) or the views (`[V, 3, T, H, W]`) of a request.
+
+    Args:
+        tensors: All inputs of the request.
+        spec: Of the artifact that will answer.
+        at_least: The fewest views; 0 in a session.
 
     Raises:
         RequestError: Not exactly one of the two inputs, or its datatype, shape or data is wrong.
@@ -97,18 +116,18 @@ def read_inputs(tensors: Sequence[Tensor], spec: ClipSpec) -> list[bytes] | NDAr
     (tensor,) = tensors
     if tensor.datatype != _DATATYPES[tensor.name]:
         raise RequestError(f"{tensor.name} has datatype {tensor.datatype!r}; it must be {_DATATYPES[tensor.name]}.")
-    _check_shape(tensor, spec)
+    _check_shape(tensor, spec, at_least)
     return _clips(tensor) if tensor.name == CLIPS else _views(tensor)
 
 
-def _check_shape(tensor: Tensor, spec: ClipSpec) -> None:
+def _check_shape(tensor: Tensor, spec: ClipSpec, at_least: int) -> None:
     wanted: tuple[int, ...] = () if tensor.name == CLIPS else spec.view_shape
     if len(tensor.shape) != 1 + len(wanted) or tensor.shape[1:] != wanted:
         shown = ", ".join(["V", *map(str, wanted)])
         raise RequestError(
             f"{tensor.name} has shape {list(tensor.shape)}; it must be [{shown}], V the number of views."
         )
-    if not 1 <= tensor.shape[0] <= spec.max_views:
+    if not at_least <= tensor.shape[0] <= spec.max_views:
         raise RequestError(f"{tensor.name} has {tensor.shape[0]} views; send from 1 to {spec.max_views}.")
 
 

@@ -9,7 +9,8 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from typing import Any, TypeVar
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
@@ -22,7 +23,8 @@ from kserve.protocol.rest.v2_endpoints import register_v2_endpoints
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from mvfoul.errors import ConfigError, MVFoulError, RequestTooLargeError
+from mvfoul.errors import ClientGoneError, ConfigError, MVFoulError, RequestTooLargeError
+from serving.call import TRANSPORT, Transport
 from serving.dataplane import FoulDataPlane
 from serving.metrics import Metrics
 from serving.protocol import Tensor
@@ -30,6 +32,8 @@ from serving.rest_body import JSON_LENGTH_HEADER, RestRequest, parse_body
 from serving.status import status_of
 
 log = logging.getLogger("mvfoul.serving")
+
+T = TypeVar("T")
 
 
 class InferEndpoint:
@@ -48,7 +52,10 @@ class InferEndpoint:
             model.core.check_capacity()
             body = await self._read(request)
             parsed = parse_body(body, request.headers.get(JSON_LENGTH_HEADER))
-            response, _ = await self._plane.infer(model_name=model_name, request=_to_kserve(model_name, parsed))
+            host = request.client.host if request.client else ""
+            TRANSPORT.set(Transport(client=host, version=model_version))
+            work = self._plane.infer(model_name=model_name, request=_to_kserve(model_name, parsed))
+            response, _ = await _unless_gone(request, work)
             return _to_http(response)
 
     async def _read(self, request: Request) -> bytes:
@@ -68,6 +75,29 @@ class InferEndpoint:
                 f"the request has {size} bytes or more; this server takes {self._max_request_bytes}. Send smaller "
                 "clips (only the seconds around the contact are used), or gRPC, which needs no base64."
             )
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Do the work of a request, unless its client hangs up: then nobody waits for it.
+
+    Raises:
+        ClientGoneError: It did.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_hung_up(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGoneError("the client hung up before its answer.")
+        return task.result()
+    finally:
+        for unfinished in (task, gone):
+            unfinished.cancel()
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 class RestServer(uvicorn.Server):
@@ -96,13 +126,21 @@ class RestServer(uvicorn.Server):
         await self.serve(sockets=[self._listener])
 
 
-def build_app(endpoint: InferEndpoint, data_plane: FoulDataPlane, repository: ModelRepositoryExtension) -> FastAPI:
-    """Return the web application."""
+def build_app(
+    endpoint: InferEndpoint,
+    data_plane: FoulDataPlane,
+    repository: ModelRepositoryExtension,
+    *,
+    swap: Callable[[], Awaitable[dict[str, str]]] | None = None,
+) -> FastAPI:
+    """Return the web application; `swap` answers `POST /admin/reload`, which otherwise does not exist."""
     app = FastAPI(title="mvfoul", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_api_route("/", data_plane.live, methods=["GET"])
     app.add_api_route("/metrics", metrics_handler, methods=["GET"])
     for path in ("/v2/models/{model_name}/infer", "/v2/models/{model_name}/versions/{model_version}/infer"):
         app.add_api_route(path, endpoint.infer, methods=["POST"], response_model=None)
+    if swap is not None:
+        app.add_api_route("/admin/reload", swap, methods=["POST"])
     # After ours: the first route that fits a path answers.
     register_v2_endpoints(app, data_plane, repository)
     app.add_exception_handler(MVFoulError, _refuse)

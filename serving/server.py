@@ -11,18 +11,19 @@ import contextlib
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 
 from kserve import ModelServer
 from kserve.model_repository import ModelRepository
 
+from mvfoul.errors import MVFoulError
 from serving.config import ServeConfig
 from serving.dataplane import ClosedRepository, FoulDataPlane
-from serving.engine import Engine
 from serving.grpc_server import FoulServicer, build_grpc_server
-from serving.metrics import Metrics
 from serving.model import FoulModel
+from serving.parts import Parts
 from serving.rest_server import InferEndpoint, RestServer, bind, build_app
+from serving.swap import Swapper
 
 _LAST_ANSWERS_S = 1.0
 """For answers that are computed but still on their way out."""
@@ -33,12 +34,13 @@ log = logging.getLogger("mvfoul.serving")
 class FoulServer(ModelServer):  # type: ignore[misc]  # kserve has no types
     """Both protocols over one engine."""
 
-    def __init__(self, config: ServeConfig, engine: Engine) -> None:
+    def __init__(self, config: ServeConfig, parts: Parts) -> None:
         registry = ModelRepository()
         super().__init__(registered_models=registry, enable_latency_logging=False)
         self._config = config
-        self._metrics = Metrics(engine.artifact)
-        self._model = FoulModel(config.model_name, engine, self._metrics)
+        self._parts = parts
+        self._model = FoulModel(config.model_name, parts.engine, parts.metrics, parts.readiness)
+        self._model.shadow = lambda: parts.swapper.shadow
         self.register_model(self._model)
         self.dataplane = FoulDataPlane(self._model, registry)
         self.model_repository_extension = ClosedRepository(registry)
@@ -48,34 +50,53 @@ class FoulServer(ModelServer):  # type: ignore[misc]  # kserve has no types
 
         Raises:
             ConfigError: An address cannot be bound.
+            ArtifactError: Triton computes something else than was exported.
         """
         if models:
             raise TypeError("the model is given to FoulServer's constructor")
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:
+        try:
+            await self._run()
+        finally:
+            await self._parts.aclose()
+
+    async def _run(self) -> None:
         config = self._config
-        servicer = FoulServicer(self.dataplane, self.model_repository_extension, self._metrics)
+        servicer = FoulServicer(self.dataplane, self.model_repository_extension, self._parts.metrics)
         address = _address(config.host, config.grpc_port)
         grpc_server, grpc_port = build_grpc_server(servicer, address, max_request_bytes=config.max_request_bytes)
-        endpoint = InferEndpoint(self.dataplane, self._metrics, max_request_bytes=config.max_request_bytes)
-        app = build_app(endpoint, self.dataplane, self.model_repository_extension)
+        endpoint = InferEndpoint(self.dataplane, self._parts.metrics, max_request_bytes=config.max_request_bytes)
+        swap = self._parts.swapper.swap if config.admin else None
+        app = build_app(endpoint, self.dataplane, self.model_repository_extension, swap=swap)
         with contextlib.closing(bind(config.host, config.http_port)) as listener:
             rest_server = RestServer(app, listener, grace_s=config.grace_s)
             stopped = _on_signal()
             rest = asyncio.create_task(rest_server.run_until_stopped())
             await grpc_server.start()
             await _first_of(rest, rest_server.listening)
-            self._announce(listener.getsockname()[1], grpc_port)
-            await _first_of(rest, stopped)
-            log.info("stopping: %d requests in flight", self._model.core.in_flight)
-            self._model.ready = False
+            with _in_background(self._parts.readiness.run()), _reloads_on_hangup(self._parts.swapper):
+                starting = asyncio.create_task(self._announce_when_ready(listener.getsockname()[1], grpc_port))
+                await _until_stopped(stopped, rest, starting)
+            log.info("stopping: %d requests in flight", self._parts.engine.in_flight)
+            self._model.stopping = True
             rest_server.should_exit = True
             # Until then new requests get UNAVAILABLE. Once it stops, the gRPC library answers what has arrived but not
             # begun with CANCELLED, which no client expects.
-            await self._model.core.idle(config.grace_s)
+            await self._parts.engine.idle(config.grace_s)
             await asyncio.gather(grpc_server.stop(_LAST_ANSWERS_S), rest)
             log.info("stopped")
+
+    async def _announce_when_ready(self, http_port: int, grpc_port: int) -> None:
+        """Load canary and shadow, and say READY after the first self-test; the probes are answered before."""
+        readiness = self._parts.readiness
+        await readiness.first_verdict()
+        if readiness.computes_something_else and readiness.failure is not None:
+            raise readiness.failure
+        await readiness.first_pass()
+        await self._parts.swapper.start()
+        self._announce(http_port, grpc_port)
 
     def _announce(self, http_port: int, grpc_port: int) -> None:
         host = self._config.host
@@ -93,6 +114,52 @@ async def _first_of(task: asyncio.Task[None], event: asyncio.Event) -> None:
     waiter.cancel()
     if task.done():
         task.result()
+
+
+async def _until_stopped(stopped: asyncio.Event, rest: asyncio.Task[None], starting: asyncio.Task[None]) -> None:
+    """Wait for the signal; raise what ended the REST server or the start before it."""
+    signalled = asyncio.create_task(_first_of(rest, stopped))
+    try:
+        await asyncio.wait((signalled, starting), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+        await signalled
+    finally:
+        starting.cancel()
+        signalled.cancel()
+
+
+@contextlib.contextmanager
+def _in_background(work: Coroutine[None, None, None]) -> Iterator[None]:
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+@contextlib.contextmanager
+def _reloads_on_hangup(swapper: Swapper) -> Iterator[None]:
+    """Swap at each SIGHUP; what is refused is in the log and in the metrics."""
+    loop = asyncio.get_running_loop()
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def swap() -> None:
+        with contextlib.suppress(MVFoulError):
+            await swapper.swap()
+
+    def begin() -> None:
+        task = loop.create_task(swap())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, begin)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+        for task in tuple(tasks):
+            task.cancel()
 
 
 def _on_signal() -> asyncio.Event:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from mvfoul.errors import (
+    ClientGoneError,
+    DeadlineError,
     InvalidClipError,
     OverloadedError,
     RequestError,
@@ -36,11 +38,13 @@ _STATUSES: Final[tuple[tuple[type[BaseException], Status], ...]] = (
     (RequestTooLargeError, Status("too_large", "RESOURCE_EXHAUSTED", 413)),
     (RequestError, Status("invalid_request", "INVALID_ARGUMENT", 400)),
     (OverloadedError, Status("overloaded", "RESOURCE_EXHAUSTED", 429)),
+    (DeadlineError, Status("deadline", "DEADLINE_EXCEEDED", 504)),
     (UnavailableError, Status("unavailable", "UNAVAILABLE", 503)),
+    (ClientGoneError, Status("cancelled", "CANCELLED", 499)),
     (asyncio.CancelledError, Status("cancelled", "CANCELLED", 499)),
 )
 
-REASONS: Final = (*(status.reason for _, status in _STATUSES), INTERNAL.reason)
+REASONS: Final = tuple(dict.fromkeys((*(status.reason for _, status in _STATUSES), INTERNAL.reason)))
 
 
 def status_of(error: BaseException) -> Status:

@@ -181,8 +181,8 @@ def test_unknown_outputs_are_refused(ask, clips):
 
 
 def test_unknown_parameters_are_refused_rather_than_ignored(ask, clips):
-    status, message = ask(Call((clip_input(clips[0]),), parameters=("priority",)))
-    assert (status, "unknown parameters ['priority']" in message) == ("INVALID_ARGUMENT", True)
+    status, message = ask(Call((clip_input(clips[0]),), parameters=("sequence_id",)))
+    assert (status, "unknown parameters ['sequence_id']" in message) == ("INVALID_ARGUMENT", True)
 
 
 def test_shared_memory_is_refused_by_name(server):

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from mvfoul.errors import InvalidClipError, OverloadedError, RequestError
+from serving.backend import LocalBackend
+from serving.call import Call
 from serving.engine import Engine, EngineSettings
+from serving.generation import Generation, Router
 from serving.graphs import OnnxGraphs
 
 SETTINGS = EngineSettings(decode_workers=2, max_in_flight=2, abstain_below=0.5)
@@ -38,10 +41,23 @@ def graphs(artifact):
 
 @pytest.fixture
 def engine(artifact, graphs):
-    made = Engine(artifact, graphs, SETTINGS)
-    yield made
-    graphs.gate.set()
-    made.close()
+    return _engine(artifact, graphs, SETTINGS)
+
+
+def _engine(artifact, graphs, settings):
+    return Engine(Router(Generation(artifact, LocalBackend(graphs))), settings)
+
+
+def _run(engine, scenario):
+    """Run a coroutine, then close the engine in the same event loop."""
+
+    async def both():
+        try:
+            return await scenario
+        finally:
+            await engine.aclose()
+
+    return asyncio.run(both())
 
 
 async def _until(condition):
@@ -56,9 +72,9 @@ def test_clips_and_their_views_get_one_answer(engine, graphs, clips, views):
     graphs.gate.set()
 
     async def both():
-        return await engine.predict(clips), await engine.predict_views(views)
+        return await engine.answer(clips, Call()), await engine.answer(views, Call())
 
-    from_clips, from_views = asyncio.run(both())
+    from_clips, from_views = _run(engine, both())
     assert from_clips.prediction == from_views.prediction
     assert set(from_clips.stages_s) - set(from_views.stages_s) == {"decode"}
 
@@ -67,40 +83,40 @@ def test_the_same_views_give_the_same_bits(engine, graphs, views):
     graphs.gate.set()
 
     async def often():
-        return [await engine.predict_views(views) for _ in range(5)]
+        return [await engine.answer(views, Call()) for _ in range(5)]
 
-    answers = asyncio.run(often())
+    answers = _run(engine, often())
     assert len({answer.scores.action_probabilities.tobytes() for answer in answers}) == 1
 
 
 def test_one_request_too_many_is_refused_at_once_and_the_others_are_answered(engine, graphs, views):
     async def scenario():
-        admitted = [asyncio.create_task(engine.predict_views(views)) for _ in range(2)]
+        admitted = [asyncio.create_task(engine.answer(views, Call())) for _ in range(2)]
         await _until(lambda: engine.in_flight == 2)
         with pytest.raises(OverloadedError, match="2 requests are in flight"):
-            await engine.predict_views(views)
+            await engine.answer(views, Call())
         graphs.gate.set()
         return await asyncio.gather(*admitted)
 
-    assert len(asyncio.run(scenario())) == 2
+    assert len(_run(engine, scenario())) == 2
     assert engine.in_flight == 0
 
 
 def test_the_event_loop_stays_free_while_the_graphs_run(engine, graphs, views):
     async def scenario():
-        request = asyncio.create_task(engine.predict_views(views))
+        request = asyncio.create_task(engine.answer(views, Call()))
         await _until(lambda: engine.in_flight == 1)  # needs a loop that runs while the encoder waits
         assert not request.done()
         graphs.gate.set()
         await request
 
-    asyncio.run(scenario())
+    _run(engine, scenario())
 
 
 def test_a_cancelled_request_gives_its_place_back_and_is_not_computed(engine, graphs, views):
     async def scenario():
-        first = asyncio.create_task(engine.predict_views(views))
-        second = asyncio.create_task(engine.predict_views(views))
+        first = asyncio.create_task(engine.answer(views, Call()))
+        second = asyncio.create_task(engine.answer(views, Call()))
         await _until(lambda: engine.in_flight == 2)
         second.cancel()
         await asyncio.gather(second, return_exceptions=True)
@@ -108,33 +124,32 @@ def test_a_cancelled_request_gives_its_place_back_and_is_not_computed(engine, gr
         graphs.gate.set()
         await first
 
-    asyncio.run(scenario())
+    _run(engine, scenario())
     assert graphs.calls == 1
 
 
 def test_all_bad_clips_are_named_and_the_place_is_given_back(engine, clips):
     with pytest.raises(InvalidClipError, match=r"CLIPS\[0\]: .*CLIPS\[2\]: "):
-        asyncio.run(engine.predict([b"x", clips[0], b"y"]))
+        _run(engine, engine.answer([b"x", clips[0], b"y"], Call()))
     assert engine.in_flight == 0
 
 
 def test_views_of_another_shape_never_reach_the_graphs(engine, graphs):
     graphs.gate.set()
     with pytest.raises(RequestError, match="expected"):
-        asyncio.run(engine.predict_views(np.zeros((1, 3, 1, 2, 2), np.uint8)))
+        _run(engine, engine.answer(np.zeros((1, 3, 1, 2, 2), np.uint8), Call()))
     assert graphs.calls == 0
 
 
 @pytest.mark.parametrize("count", [0, 6])
 def test_no_view_and_six_views_are_refused(engine, clips, count):
     with pytest.raises(RequestError, match=f"{count} views; send from 1 to 5"):
-        asyncio.run(engine.predict([clips[0]] * count))
+        _run(engine, engine.answer([clips[0]] * count, Call()))
 
 
 def test_a_head_below_the_threshold_abstains(artifact, graphs, views):
     graphs.gate.set()
-    engine = Engine(artifact, graphs, EngineSettings(decode_workers=1, max_in_flight=1, abstain_below=1.0))
-    answer = asyncio.run(engine.predict_views(views))
-    engine.close()
+    engine = _engine(artifact, graphs, EngineSettings(decode_workers=1, max_in_flight=1, abstain_below=1.0))
+    answer = _run(engine, engine.answer(views, Call()))
     assert answer.prediction.action.abstains
     assert answer.prediction.offence_severity.abstains

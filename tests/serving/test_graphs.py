@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sys
 from dataclasses import replace
@@ -13,8 +14,8 @@ from mvfoul.artifact import ENCODER, FEATURES, GOLDEN, HEAD, VIEW_WEIGHTS, load_
 from mvfoul.errors import ArtifactError, ConfigError
 from serving.config import ServeConfig
 from serving.graphs import OnnxGraphs
+from serving.loading import load_here
 from serving.openvino_graphs import OpenVinoGraphs
-from serving.startup import load_engine
 
 
 @pytest.fixture
@@ -130,11 +131,12 @@ def test_openvino_refuses_a_file_that_is_no_graph_by_name(copy):
 def test_openvino_that_is_not_installed_is_named_with_its_extra(artifact, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ConfigError, match=r"--engine openvino.*vars-platform\[openvino\]"):
-        load_engine(ServeConfig(artifact=artifact.directory, engine="openvino"))
+        load_here(ServeConfig(artifact=artifact.directory, engine="openvino"), artifact.directory, "primary")
 
 
 def test_the_engine_asked_for_is_the_one_that_is_loaded(artifact):
     for name, kind in (("onnxruntime", OnnxGraphs), ("openvino", OpenVinoGraphs)):
-        engine = load_engine(ServeConfig(artifact=artifact.directory, engine=name, threads=1))
-        engine.close()
-        assert type(engine._graphs) is kind
+        config = ServeConfig(artifact=artifact.directory, engine=name, threads=1)
+        backend = load_here(config, artifact.directory, "primary").backend
+        asyncio.run(backend.aclose())
+        assert type(backend._graphs) is kind

@@ -24,8 +24,8 @@ def registry():
 
 
 @pytest.fixture
-def metrics(artifact, registry):
-    return Metrics(artifact, registry=registry)
+def metrics(registry):
+    return Metrics(registry=registry)
 
 
 def scrape(rest):

@@ -20,7 +20,7 @@ from mvfoul.artifact import ENCODER, GOLDEN, load_artifact, write_manifest
 from mvfoul.errors import ArtifactError, MVFoulError, OverloadedError, ServiceError, UnavailableError
 from serving.client import FoulClient
 from serving.config import ServeConfig
-from serving.startup import load_engine
+from serving.loading import load_here
 
 
 def outcome(client, clips):
@@ -64,7 +64,7 @@ def test_a_failing_self_test_keeps_the_server_from_starting(run_module, tiny_art
 
 def test_a_directory_that_is_no_artifact_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match="python -m export"):
-        load_engine(ServeConfig(artifact=tmp_path))
+        load_here(ServeConfig(artifact=tmp_path), tmp_path, "primary")
 
 
 @pytest.mark.parametrize(("flag", "other"), [("--http-port", "--grpc-port"), ("--grpc-port", "--http-port")])
@@ -81,7 +81,7 @@ def test_a_bug_is_answered_without_its_inside_and_leaves_a_traceback_in_the_log(
     code = (
         "import sys; from serving.__main__ import main; from serving.engine import Engine\n"
         "def fail(*_): raise ZeroDivisionError('secret')\n"
-        "Engine._run_graphs = fail\n"
+        "Engine._finish = fail\n"
         "sys.exit(main())"
     )
     command = [sys.executable, "-c", code, "--artifact", str(tiny_artifact), "--http-port", "0", "--grpc-port", "0"]

@@ -1,0 +1,78 @@
+"""What accompanies a request besides its tensors: who asks, how urgent it is, until when, how long each stage took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Final
+
+from mvfoul.errors import DeadlineError
+
+STAGES: Final = ("decode", "queue", "encode", "head", "total")
+"""decode: all clips, waiting for a decoder included. queue: waiting for the graphs (in front of Triton there is
+none: waiting for its batcher is a part of encode). total: from admission to answer."""
+
+LIVE: Final = 1
+BULK: Final = 2
+PRIORITIES: Final = (LIVE, BULK)
+"""As in the model repository: a request of a lower number overtakes those of a higher one that have not begun."""
+
+
+@dataclass(frozen=True)
+class Transport:
+    """What only the protocol knows of a request."""
+
+    client: str = ""
+    """Who asks, as far as it is proven: sessions of one client are not those of another."""
+    deadline: float | None = None
+    """`time.monotonic()` at which the client stops waiting."""
+    version: str = ""
+    """The artifact's version that must answer; empty leaves it to the server."""
+
+
+TRANSPORT: ContextVar[Transport] = ContextVar("transport", default=Transport())  # noqa: B039  # frozen
+"""Set by the server of a protocol before it hands a request to KServe, which has no argument for it."""
+
+
+@dataclass
+class Call:
+    """One request on its way through the server."""
+
+    request_id: str = ""
+    client: str = ""
+    priority: int = LIVE
+    deadline: float | None = None
+    version: str = ""
+    """Non-empty: this version of the artifact must answer."""
+    action_id: str = ""
+    """Non-empty: the request belongs to a session."""
+    drop_views: tuple[int, ...] = ()
+    """Views of the session to forget first, by their number in it."""
+    started: float = field(default_factory=time.perf_counter)
+    stages_s: dict[str, float] = field(default_factory=dict)
+
+    def remaining_s(self) -> float | None:
+        """Return the seconds left until the deadline; None where there is none.
+
+        Raises:
+            DeadlineError: It has passed.
+        """
+        if self.deadline is None:
+            return None
+        if (left := self.deadline - time.monotonic()) <= 0:
+            raise DeadlineError("the request's deadline passed before its answer; allow more time or send fewer views.")
+        return left
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage of `STAGES`; a stage that ends with an error is not noted."""
+        start = time.perf_counter()
+        yield
+        self.stages_s[name] = time.perf_counter() - start
+
+    def finish(self) -> None:
+        """Note the total."""
+        self.stages_s["total"] = time.perf_counter() - self.started

@@ -1,0 +1,165 @@
+"""One gRPC connection to Triton: calls with deadline and cancellation, retries, and its statuses as our errors."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
+
+from mvfoul.errors import ConfigError, DeadlineError, MVFoulError, OverloadedError, ServiceError, UnavailableError
+from serving.call import Call
+from serving.triton.extension import empty, message
+from serving.triton.settings import TritonSettings
+
+_FIRST_PAUSE_S: Final = 0.05
+_MAX_MESSAGE_BYTES: Final = 2**31 - 1
+_LOAD_S: Final = 600.0
+"""A TensorRT plan of a large network takes a minute or two to load and warm up."""
+
+T = TypeVar("T")
+
+
+class Connection:
+    """Make and use it in one event loop."""
+
+    def __init__(self, settings: TritonSettings) -> None:
+        self.settings = settings
+        self.on_retry: Callable[[], None] = lambda: None
+        """Called before each repetition."""
+        self._channel: grpc.aio.Channel | None = None
+
+    @property
+    def target(self) -> str:
+        """host:port."""
+        return self.settings.target
+
+    async def infer(self, request: pb.ModelInferRequest, call: Call, metadata: tuple[tuple[str, str], ...] = ()) -> Any:
+        """Return Triton's response.
+
+        Raises:
+            OverloadedError: Its queue is full, or the request waited in it for too long.
+            DeadlineError: The call's deadline passed.
+            UnavailableError: It cannot be reached, also after the retries, or lacks the model's version.
+            ServiceError: Anything else.
+        """
+        stub = GRPCInferenceServiceStub(self._open())
+        return await self._with_retries(
+            lambda: stub.ModelInfer(request, timeout=call.remaining_s(), metadata=metadata or None), call
+        )
+
+    async def load(self, model: str) -> None:
+        """Ask for a model, in all versions that the repository has; returns when it is ready.
+
+        Raises:
+            ServiceError: Triton refuses, with its reason.
+        """
+        await self._extension("RepositoryModelLoad", message("RepositoryModelLoadRequest", model_name=model), _LOAD_S)
+
+    async def register(self, name: str, key: str, size: int) -> None:
+        """Make a region of shared memory known to Triton, anew if it was.
+
+        Raises:
+            ConfigError: Triton does not see it: it runs elsewhere.
+        """
+        try:
+            await self._extension(
+                "SystemSharedMemoryUnregister", message("SystemSharedMemoryUnregisterRequest", name=name)
+            )
+            await self._extension(
+                "SystemSharedMemoryRegister",
+                message("SystemSharedMemoryRegisterRequest", name=name, key=key, offset=0, byte_size=size),
+            )
+        except (UnavailableError, OverloadedError):
+            raise
+        except ServiceError as error:
+            raise ConfigError(
+                f"Triton at {self.target} cannot open this host's shared memory ({error}). "
+                "Run it on the same host and in the same IPC namespace, or leave out --triton-shared-memory."
+            ) from error
+
+    async def unregister(self, name: str) -> None:
+        """Make Triton forget a region of shared memory."""
+        await self._extension("SystemSharedMemoryUnregister", message("SystemSharedMemoryUnregisterRequest", name=name))
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        if self._channel is not None:
+            await self._channel.close()
+            self._channel = None
+
+    async def _extension(self, method: str, request: Message, timeout_s: float = 10.0) -> None:
+        rpc = self._open().unary_unary(
+            f"/inference.GRPCInferenceService/{method}",
+            request_serializer=lambda m: m.SerializeToString(),
+            response_deserializer=empty,
+        )
+        await self._with_retries(lambda: rpc(request, timeout=timeout_s), Call())
+
+    async def _with_retries(self, attempt: Callable[[], Awaitable[T]], call: Call) -> T:
+        pause_s = _FIRST_PAUSE_S
+        for left in range(self.settings.retries, -1, -1):
+            try:
+                return await attempt()
+            except grpc.aio.AioRpcError as error:
+                failure = self._as_ours(error)
+                # Inference has no side effects, so a call that found nobody is repeated, and only that.
+                if not left or type(failure) is not UnavailableError or error.code() != grpc.StatusCode.UNAVAILABLE:
+                    raise failure from error
+                self._check_time(call, pause_s, failure)
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311  # so that not all come back at once
+            self.on_retry()
+            pause_s *= 2
+        raise AssertionError("unreachable")
+
+    def _check_time(self, call: Call, pause_s: float, failure: MVFoulError) -> None:
+        if (remaining := call.remaining_s()) is not None and remaining <= pause_s:
+            raise failure
+
+    def _as_ours(self, error: grpc.aio.AioRpcError) -> MVFoulError:
+        code, details = error.code(), error.details() or ""
+        where = f"Triton at {self.target}"
+        if code == grpc.StatusCode.UNAVAILABLE and ("queue size" in details or "timeout expired" in details):
+            # measured: a full queue and a request that waited too long in it have the status of a server that is gone.
+            return OverloadedError(f"{where} has no room: {details.rstrip('.')}. Send the request later, with backoff.")
+        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+            return DeadlineError(f"{where} did not answer within the request's deadline.")
+        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+            return UnavailableError(f"{where} cannot be reached ({details}). Send the request later.")
+        if code == grpc.StatusCode.NOT_FOUND:
+            return UnavailableError(
+                f"{where} does not have this artifact ({details}). "
+                "Write it with python -m serving.repository and load it."
+            )
+        return ServiceError(f"{where} answered {code.name}: {details}")
+
+    def _open(self) -> grpc.aio.Channel:
+        if self._channel is None:
+            options = [
+                ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+                ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+                # A server that comes back is found within a second, not within the default two minutes.
+                ("grpc.initial_reconnect_backoff_ms", 100),
+                ("grpc.max_reconnect_backoff_ms", 1000),
+                # A host that vanished without a word is noticed.
+                ("grpc.keepalive_time_ms", 30_000),
+                ("grpc.keepalive_timeout_ms", 10_000),
+            ]
+            credentials = _credentials(self.settings)
+            if credentials is None:
+                self._channel = grpc.aio.insecure_channel(self.target, options)
+            else:
+                self._channel = grpc.aio.secure_channel(self.target, credentials, options)
+        return self._channel
+
+
+def _credentials(settings: TritonSettings) -> grpc.ChannelCredentials | None:
+    if settings.tls_ca is None:
+        return None
+    read = [path.read_bytes() if path else None for path in (settings.tls_ca, settings.tls_key, settings.tls_cert)]
+    return grpc.ssl_channel_credentials(*read)
