@@ -74,7 +74,7 @@ class OutOfMemoryError(MVFoulError):
 class LostRankError(MVFoulError):
     """Another process of the same run is gone; starting all of them again with --resume helps."""
 
-    exit_code = 1
+    exit_code = 75  # as after a preemption (mvfoul.command.PREEMPTED): the reason is where the other process ran
 
 
 class DownloadError(MVFoulError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 from mvfoul.command import exit_code_of
@@ -10,7 +11,10 @@ from training.recipes import parse_config
 
 def main() -> int:
     """Return the exit code."""
-    return exit_code_of(_train)
+    code = exit_code_of(_train)
+    # The traceback of a lost connection holds the loader in a cycle: its workers must end before Python waits for them.
+    gc.collect()
+    return code
 
 
 def _train() -> int:

@@ -1,57 +1,112 @@
-"""The manifests against the schemas of Kubernetes, in which a misspelt field is an error."""
+"""The manifests against the schemas of Kubernetes and of the operators, in which a misspelt field is an error."""
 
 from __future__ import annotations
 
 import copy
+import json
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
+import jsonschema
 import kubernetes_validate
 import pytest
-import yaml
+
+from tests.k8s import manifests
 
 VERSION = "1.37"
-# Kinds that Kubernetes itself does not know; their schemas come with what defines them.
-FOREIGN = ("serving.kserve.io/", "monitoring.coreos.com/", "keda.sh/", "kustomize.config.k8s.io/")
-K8S = Path(__file__).resolve().parents[2] / "k8s"
-MANIFESTS = sorted(path.relative_to(K8S).as_posix() for path in K8S.rglob("*.yaml"))
+SCHEMAS = Path(__file__).parent / "schemas"
 
 
-def documents(name: str) -> list[dict]:
-    return [document for document in yaml.safe_load_all((K8S / name).read_text()) if document]
+@cache
+def _schema(kind: str) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(json.loads((SCHEMAS / f"{kind}.json").read_text())["schema"])
 
 
-def _builtin(document: dict) -> bool:
-    return "apiVersion" in document and not document["apiVersion"].startswith(FOREIGN)
+def faults(document: manifests.Document) -> list[str]:
+    """Return what Kubernetes, or the operator that defines this kind, would not understand."""
+    if missing := [f"no {name}" for name in ("apiVersion", "kind") if name not in document]:
+        return missing
+    kind, group = document["kind"], document["apiVersion"].partition("/")[0]
+    if "." not in group or (group.endswith(".k8s.io") and "x-k8s" not in group):
+        try:
+            kubernetes_validate.validate(document, VERSION, strict=True)
+        except kubernetes_validate.ValidationError as error:
+            return [error.message]
+        return []
+    if not (SCHEMAS / f"{kind}.json").is_file():
+        return [f"no schema of {kind}: add its source to scripts/crd_schemas.py"]
+    return [f"{error.json_path}: {error.message}" for error in _schema(kind).iter_errors(document)]
 
 
-@pytest.mark.parametrize("name", MANIFESTS)
-def test_a_manifest_is_what_kubernetes_accepts(name):
-    for document in filter(_builtin, documents(name)):
-        assert kubernetes_validate.validate(document, VERSION, strict=True) == VERSION
+@pytest.mark.parametrize("name", manifests.FILES)
+def test_every_object_is_what_its_kind_accepts(name):
+    found = {manifests.where(d): faults(d) for d in manifests.documents(name)}
+    assert not {where: what for where, what in found.items() if what}
 
 
-@pytest.mark.parametrize(
-    ("path", "misspelt"),
-    [
-        (("spec",), "ttlSecondsAfterFinish"),
-        (("spec", "template", "spec"), "restartpolicy"),
-        (("spec", "template", "spec", "containers", 0), "resource"),
-        (("spec", "template", "spec", "containers", 0, "securityContext"), "readOnlyRootFileSystem"),
-        (("spec", "podFailurePolicy", "rules", 0), "onExitCode"),
-    ],
-)
-def test_a_misspelt_field_is_found(path, misspelt):
-    (job,) = copy.deepcopy(documents("export-job.yaml"))
-    place = job
+@pytest.mark.parametrize("overlay", manifests.OVERLAYS)
+def test_every_rendered_object_is_what_its_kind_accepts(overlay):
+    found = {manifests.where(document): faults(document) for document in manifests.render(overlay)}
+    assert found
+    assert not {where: what for where, what in found.items() if what}
+
+
+def _places(value: object, *path: str | int) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Yield each field: the path of its object, and its name. Names that users choose (labels, keys) are no fields."""
+    if isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _places(item, *path, number)
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield path, name
+            if name not in FREE:
+                yield from _places(item, *path, name)
+
+
+FREE = ("labels", "annotations", "matchLabels", "selector", "nodeSelector", "requests", "limits", "data", "stringData")
+"""Objects whose names are the user's. (`selector` of a PodMonitor is none, but has `matchLabels`.)"""
+
+
+def _misspelt(document: manifests.Document, path: tuple[str | int, ...], name: str) -> manifests.Document:
+    changed = copy.deepcopy(document)
+    place = changed
     for step in path:
         place = place[step]
-    place[misspelt] = {}
-    with pytest.raises(kubernetes_validate.ValidationError, match=misspelt):
-        kubernetes_validate.validate(job, VERSION, strict=True)
+    place[name + "s"] = place.pop(name)
+    return changed
+
+
+def _free(path: tuple[str, ...], document: manifests.Document) -> bool:
+    """Whether the schema lets anything stand here: KEDA's triggers each have keys of their own."""
+    return document["kind"] == "ScaledObject" and path[-1:] == ("metadata",) and len(path) > 1
+
+
+def _all_fields() -> dict[str, list[tuple[manifests.Document, tuple[str | int, ...], str]]]:
+    """Return, by kind, each distinct field that any file uses, with an object that has it."""
+    found: dict[str, dict[tuple[str, ...], tuple[manifests.Document, tuple[str | int, ...], str]]] = {}
+    for document in [d for name in manifests.FILES for d in manifests.documents(name)]:
+        for path, field in _places(document):
+            names = tuple(step for step in path if isinstance(step, str))
+            if not _free(names, document):
+                found.setdefault(document["kind"], {}).setdefault((*names, field), (document, path, field))
+    return {kind: list(fields.values()) for kind, fields in found.items()}
+
+
+FIELDS = _all_fields()
+
+
+@pytest.mark.parametrize("kind", sorted(FIELDS))
+def test_a_misspelt_field_is_found_wherever_it_is(kind):
+    missed = [
+        f"{manifests.where(document)}: {path}.{field}"
+        for document, path, field in FIELDS[kind]
+        if not faults(_misspelt(document, path, field))
+    ]
+    assert not missed
 
 
 def test_a_value_of_another_type_is_found():
-    (job,) = copy.deepcopy(documents("export-job.yaml"))
+    job = manifests.document("export-job.yaml", "Job")
     job["spec"]["backoffLimit"] = "two"
-    with pytest.raises(kubernetes_validate.ValidationError, match="two"):
-        kubernetes_validate.validate(job, VERSION, strict=True)
+    assert "two" in faults(job)[0]

@@ -1,0 +1,82 @@
+"""What `python -m training.launch` adds to torchrun: names of nodes, waiting for them, exit codes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from mvfoul.errors import ConfigError
+from training.launch import PlacementError, code_of, node_names, wait_for_addresses, wait_for_port
+
+
+def test_the_names_of_all_nodes_follow_from_that_of_node_0():
+    assert node_names("train-0.train.vars.svc", 3) == (
+        "train-0.train.vars.svc",
+        "train-1.train.vars.svc",
+        "train-2.train.vars.svc",
+    )
+    assert node_names("anything", 1) == ("anything",)
+    with pytest.raises(ConfigError, match=r"'head'.*-0"):
+        node_names("head", 2)
+
+
+def test_node_0_comes_first_in_the_order_of_names_that_gives_the_ranks():
+    for nodes in (2, 11, 120):
+        names = node_names("train-0.train.vars.svc", nodes)
+        assert min(names) == names[0]
+
+
+def test_a_name_without_an_address_is_asked_for_again():
+    answers = iter([OSError("unknown"), OSError("unknown"), None])
+
+    def resolve(_name, _port):
+        answer = next(answers)
+        if answer:
+            raise answer
+
+    wait_for_addresses(["train-0"], 30, resolve=resolve)
+    assert next(answers, "all asked") == "all asked"
+
+
+def test_pods_that_are_not_placed_are_named_when_the_time_is_over(capsys):
+    def resolve(name, _port):
+        if name != "train-0":
+            raise OSError(name)
+
+    with pytest.raises(PlacementError, match=r"after 0\.2 s there is no address for train-1, train-2: not placed yet"):
+        wait_for_addresses(["train-0", "train-1", "train-2"], 0.2, resolve=resolve)
+    assert capsys.readouterr().err == "waiting for an address for train-1, train-2\n"
+    assert PlacementError.exit_code == 1, "counted: a preemption is not"
+
+
+def test_a_node_waits_until_node_0_listens_and_says_where_nobody_does():
+    with socket.socket() as later:
+        later.bind(("127.0.0.1", 0))
+        port = later.getsockname()[1]
+        with pytest.raises(PlacementError, match=f"nothing listens at 127.0.0.1:{port}"):
+            wait_for_port("127.0.0.1", port, 0.1)
+        threading.Timer(0.2, later.listen).start()
+        wait_for_port("127.0.0.1", port, 30)
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"), [([1, 75], 75), ([75, 2], 2), ([1, 1], 1), ([-9, -15], 137), ([3], 3), ([130], 130)]
+)
+def test_a_node_ends_with_what_its_processes_say(codes, expected):
+    failures = {rank: ProcessFailure(rank, 100 + rank, code, "") for rank, code in enumerate(codes)}
+    assert code_of(ChildFailedError("training", failures)) == expected
+
+
+def test_more_pods_than_nodes_are_refused():
+    command = [sys.executable, "-m", "training.launch", "--nnodes=2", "--rdzv-backend=c10d"]
+    command += ["--rdzv-endpoint=train-0.train:29400", "-m", "training"]
+    environment = {**os.environ, "JOB_COMPLETION_INDEX": "2"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=120)
+    assert done.returncode == 2
+    assert "this is node 2 (JOB_COMPLETION_INDEX, from 0) of --nnodes 2" in done.stderr
