@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,6 +25,7 @@ class _Stretch:
     latest_ticks: int
     order_ticks: int
     arrival_s: float
+    is_order_told: bool
     reordered_ticks: int = 0
     """How far a picture was shown before one that came earlier; for senders that tell no decoding times."""
 
@@ -41,6 +43,8 @@ class Intake:
         self._stretch: _Stretch | None = None
         self._source: Source
         self._is_new = True
+        self._returns: deque[float] = deque(maxlen=1)
+        """When the last pictures were returned; the first of them tells when the newest arrived."""
         self._jumps = Jumps()
 
     @property
@@ -57,6 +61,7 @@ class Intake:
     def connect(self, source: Source, *, goes_on: bool = False) -> None:
         """Take pictures from `source` from now on. `goes_on`: it continues the last one, as a file that is repeated."""
         self._source, self._is_new = source, True
+        self._returns = deque(maxlen=source.lag + 1)
         if not goes_on:
             self._connection += 1
             self._stretch = None
@@ -85,7 +90,8 @@ class Intake:
         arrival_s = self.due_s if self._source.is_paced else stretch.arrival_s
         if received.told_s is not None and abs(arrival_s - received.told_s) < _PLAUSIBLE_S:
             clock.told(ticks, received.told_s)
-        clock.arrived(ticks, arrival_s)
+        self._returns.append(arrival_s)
+        clock.arrived(ticks, self._returns[0])
         self.delay_s += (arrival_s - clock.unix_s(ticks) - self.delay_s) / 16
         self.pace.count(ticks, stretch.order_ticks, arrival_s)
         stretch.segment.interval_ticks = self.pace.interval_ticks
@@ -96,6 +102,9 @@ class Intake:
         if before is None:
             clock = StreamClock(fixed_s=arrival_s - received.ticks / TICKS_PER_S if self._source.is_paced else None)
             return self._begin(clock, received, order, arrival_s)
+        if (received.dts_ticks is not None) != before.is_order_told:
+            # Matroska tells no decoding time of the first pictures. Times of two kinds cannot be compared.
+            before.is_order_told, self._jumps = received.dts_ticks is not None, Jumps()
         is_jump = not self._is_new and self._jumps.is_jump(order, arrival_s, before.segment.clock)
         if not is_jump and not self._is_new:
             return before
@@ -117,7 +126,7 @@ class Intake:
             height_px=source.height_px,
             offset_s=self._offset_s,
         )
-        self._stretch = _Stretch(segment, received.ticks, order, arrival_s)
+        self._stretch = _Stretch(segment, received.ticks, order, arrival_s, received.dts_ticks is not None)
         self._jumps = Jumps()
         self._jumps.is_jump(order, arrival_s, clock)
         self.pace.restart()

@@ -23,8 +23,8 @@ from mvfoul.errors import ConfigError, MVFoulError
 from serving.live.clock import TICKS_PER_S
 
 PATTERN_SCHEME: Final = "lavfi"
-CODECS: Final = ("h264", "hevc", "av1", "vp9", "mpeg4", "mpeg2video", "mjpeg")
-"""What both an mp4 and `mvfoul.video` take."""
+CODECS: Final = ("h264", "hevc", "mpeg4", "mpeg2video", "mjpeg")
+"""What can be cut out of a stream without encoding it again, to exactly the right picture (tested)."""
 
 _TICK: Final = Fraction(1, TICKS_PER_S)
 _OPEN_TIMEOUT_S: Final = 5.0
@@ -51,6 +51,9 @@ _OPTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "rtsps": {"rtsp_transport": "tcp"},
     "udp": {"fifo_size": "57344", "overrun_nonfatal": "1", "buffer_size": str(2**21)},
 }
+
+# measured on loopback: the parser waits for the next picture, and in a transport stream a packet ends with the next.
+_LAGS: Final[Mapping[str, int]] = {"mpegts": 2, "hls": 2, "rtsp": 1}
 
 
 class WrongCodecError(MVFoulError):
@@ -79,6 +82,9 @@ class Source(Protocol):
     extradata: bytes
     is_paced: bool
     """Whether pictures are to be taken at the speed of their timestamps: they come as fast as they are read."""
+
+    lag: int
+    """A picture is returned when so many more have begun to arrive: FFmpeg looks for where it ends."""
 
     def pictures(self) -> Iterator[Received]:
         """Yield compressed pictures in decoding order until the stream ends.
@@ -183,7 +189,7 @@ def _video_of(container: InputContainer) -> VideoStream:
     if not streams:
         raise WrongCodecError(f"it sends no video, only {', '.join(s.type for s in container.streams) or 'nothing'}")
     codec = streams[0].codec_context.name if streams[0].codec_context else "unknown"
-    if codec.removeprefix("lib").replace("dav1d", "av1") not in CODECS:
+    if codec not in CODECS:
         raise WrongCodecError(f"its codec is {codec}; known: {', '.join(CODECS)}")
     return streams[0]
 
@@ -203,6 +209,7 @@ class _Stream:
             extradata = b""  # The filter writes it into the keyframes.
         self.extradata = extradata
         self.is_paced = bool(container.duration)
+        self.lag = _LAGS.get(container.format.name, 0)
 
     def pictures(self) -> Iterator[Received]:
         """Yield compressed pictures in decoding order until the stream ends."""
@@ -222,7 +229,7 @@ class _Pattern:
         self._container = container
         stream = container.streams.video[0]
         self._rate = Fraction(stream.average_rate or 25)
-        self.codec, self.extradata, self.is_paced = "h264", b"", True
+        self.codec, self.extradata, self.is_paced, self.lag = "h264", b"", True, 0
         self.width_px, self.height_px = int(stream.codec_context.width), int(stream.codec_context.height)
 
     def pictures(self) -> Iterator[Received]:
