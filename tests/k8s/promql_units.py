@@ -40,7 +40,7 @@ GRAFANA_UNITS = {
     "cps": PER_SECOND,
 }
 _KEEP = {"increase", "min_over_time", "max_over_time", "avg_over_time"}
-_COMPARISONS = {"<", ">", "<=", ">=", "==", "!="}
+COMPARISONS = {"<", ">", "<=", ">=", "==", "!="}
 _SCALES = {1e3, 1e6, 1e9}
 
 
@@ -127,7 +127,7 @@ def _of_binary(node, records) -> Unit:
         sign = 1 if op == "*" else -1
         value = node.rhs.val if isinstance(node.rhs, promql.NumberLiteral) else None
         return Unit(left.scale * value**-sign, left.powers) if value in _SCALES else left.times(right, sign)
-    literal = isinstance(node.rhs, promql.NumberLiteral) and op in _COMPARISONS
+    literal = isinstance(node.rhs, promql.NumberLiteral) and op in COMPARISONS
     if left != right and not literal:
         raise UnitError(f"{left} {op} {right} in {node.prettify()}")
     return left

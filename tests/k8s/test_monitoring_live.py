@@ -1,0 +1,177 @@
+"""A real Prometheus scrapes the real processes under load: every query of panels and rules has data, in its unit."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+import promql_parser as promql
+import pytest
+
+from scripts.monitoring.dashboards import DASHBOARDS
+from scripts.monitoring.load import actions_in, burst, steady_load
+from scripts.monitoring.prometheus import Prometheus, run_prometheus
+from scripts.monitoring.stack import TRITON, Stack, run_stack
+from tests.k8s.promql_units import COMPARISONS, metrics_of, parse
+from tests.k8s.test_dashboards import RECORDS, RULES
+
+NAMESPACE = "fouls"
+WINDOW = "30s"
+PATIENCE_S = 150
+"""On a busy machine; on an idle one everything is there after 10 s."""
+PENDING = ("mvfoul_drift_", "mvfoul_live_")
+"""In the contract, in no process yet: these queries are told of, not judged."""
+BOUNDS = {
+    "s": (0, 3600),
+    "bytes": (1 << 10, 1 << 40),
+    "percentunit": (0, 1.1),  # a rate over few samples overshoots
+    "reqps": (0, 1000),
+    "cps": (0, 10_000),
+    "short": (0, 1e6),
+    "none": (0, 1),
+}
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What was asked while everything ran."""
+
+    prometheus: Prometheus
+    stack: Stack
+    values: dict[str, list[float]]
+    """By expression; no numbers left out."""
+
+    def absent(self, expr: str) -> bool:
+        """Whether it asks for what cannot be here: not built yet, or of a Triton that is not installed."""
+        away = PENDING if any(target.job == TRITON for target in self.stack.targets) else (*PENDING, "nv_inference")
+        return any(name.startswith(away) for name in _raw_metrics(expr))
+
+
+def panel_queries():
+    return [
+        pytest.param(query.expr, query.unit, id=f"{panel.title}: {query.legend}")
+        for board in DASHBOARDS
+        for row in board.rows
+        for panel in row.panels
+        for query in panel.queries
+    ]
+
+
+def compared_in(rule) -> list[str]:
+    """What a rule asks for: a record's expression; an alert's sides left of a comparison, which have data always."""
+    if "record" in rule:
+        return [rule["expr"]]
+    found: list[str] = []
+
+    def visit(node):
+        if isinstance(node, promql.BinaryExpr) and str(node.op) in COMPARISONS:
+            found.append(node.lhs.prettify())
+        return True
+
+    promql.walk(parse(rule["expr"]), pre_visit=visit)
+    return found
+
+
+def _raw_metrics(expr: str) -> set[str]:
+    """Metrics that processes expose; recorded names are followed."""
+    names = metrics_of(expr)
+    return {raw for name in names for raw in (_raw_metrics(RECORDS[name]) if name in RECORDS else {name})}
+
+
+def _resolved(expr: str) -> str:
+    return expr.replace("$namespace", NAMESPACE).replace("$__rate_interval", WINDOW)
+
+
+ALL = [query.values[0] for query in panel_queries()] + [expr for rule in RULES for expr in compared_in(rule)]
+
+
+@pytest.fixture(scope="module")
+def observed(tiny_artifact, tmp_path_factory):
+    """Everything under load until every query has had a number, and the numbers."""
+    if not shutil.which("prometheus"):
+        pytest.skip("prometheus is not installed; scripts/debian-packages.sh installs it on Debian")
+    folder = tmp_path_factory.mktemp("monitoring")
+    data = ("--out", str(folder / "data"), "--recipe", "demo", "--actions", "24", "--workers", "1")
+    subprocess.run([sys.executable, "-m", "training.synthetic", *data], check=True, capture_output=True)
+    actions = actions_in(folder / "data")
+    with (
+        run_stack(tiny_artifact, folder / "data", folder / "stack") as stack,
+        run_prometheus(stack.targets, folder / "prometheus", namespace=NAMESPACE) as prometheus,
+        steady_load(stack, actions, pause_s=0.1),
+    ):
+        seen = Observed(prometheus, stack, {})
+        burst(stack.http[0], actions[0], requests=20)
+        _ask_until_all_have_data(seen)
+        yield seen
+
+
+def _ask_until_all_have_data(seen: Observed) -> None:
+    open_ = [expr for expr in ALL if not seen.absent(expr)]
+    deadline = time.monotonic() + PATIENCE_S
+    while open_ and time.monotonic() < deadline:
+        for expr in open_:
+            values = [series.value for series in seen.prometheus.query(_resolved(expr))]
+            seen.values[expr] = [value for value in values if math.isfinite(value)]
+        open_ = [expr for expr in open_ if not seen.values[expr]]
+        time.sleep(0.5)
+
+
+@pytest.mark.timeout(400)
+def test_the_processes_start_and_are_scraped(observed):
+    down = [
+        target.pod
+        for target in observed.stack.targets
+        if not observed.prometheus.query(f'up{{pod="{target.pod}"}} == 1')
+    ]
+    assert not down
+
+
+def test_no_query_asks_for_a_metric_that_does_not_exist(observed):
+    asked = {name for expr in ALL if not observed.absent(expr) for name in _raw_metrics(expr)}
+    assert sorted(asked - observed.prometheus.metric_names()) == []
+
+
+@pytest.mark.parametrize(("expr", "unit"), panel_queries())
+def test_a_panels_query_has_data_in_its_unit(observed, expr, unit):
+    if observed.absent(expr):
+        pytest.skip(f"asks for {sorted(_raw_metrics(expr))}: not here yet")
+    low, high = BOUNDS[unit]
+    assert observed.values[expr], f"no data: {_resolved(expr)}"
+    assert all(low <= value <= high for value in observed.values[expr]), (unit, observed.values[expr])
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.get("record") or rule["alert"])
+def test_a_rules_query_has_data(observed, rule):
+    for expr in compared_in(rule):
+        if observed.absent(expr):
+            pytest.skip(f"asks for {sorted(_raw_metrics(expr))}: not here yet")
+        assert observed.values[expr], f"no data: {expr}"
+
+
+def test_prometheus_evaluates_every_rule(observed):
+    groups = observed.prometheus.rules()
+    assert sum(len(group["rules"]) for group in groups) == len(RULES)
+    assert not [rule for group in groups for rule in group["rules"] if rule["health"] == "err"]
+
+
+def test_rates_are_taken_of_counters_and_quantiles_of_histograms(observed):
+    kinds = observed.prometheus.kinds()
+    wrong = []
+
+    def visit(node):
+        if isinstance(node, promql.Call) and node.func.name in {"rate", "increase", "histogram_quantile"}:
+            wanted = {"histogram"} if node.func.name == "histogram_quantile" else {"counter", "histogram"}
+            for name in metrics_of(node.prettify()):
+                kind = kinds.get(name) or kinds.get(name.rsplit("_", 1)[0])
+                if kind not in wanted:
+                    wrong.append(f"{node.func.name}({name}): a {kind}")
+        return True
+
+    for expr in ALL:
+        if not observed.absent(expr):
+            promql.walk(parse(expr), pre_visit=visit)
+    assert not wrong
