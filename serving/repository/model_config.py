@@ -169,7 +169,7 @@ def _ensemble(artifact: Artifact, config: RepositoryConfig, names: ModelNames) -
     message = messages().ModelConfig(name=names.ensemble, platform="ensemble", max_batch_size=0)
     _add_tensors(message, artifact.manifest.encoder, outputs=(), batched=False)
     _add_tensors(message, artifact.manifest.head, inputs=(), outputs=ANSWERS, batched=False)
-    # One version: the steps below belong to it. Naming it makes replacing this one file the moment of the change.
+    # One version: the steps below belong to it. Naming it makes replacing this file the moment of the change.
     message.version_policy.specific.versions.append(version)
     message.parameters["artifact_version"].string_value = artifact.version
     encoder = message.ensemble_scheduling.step.add(model_name=names.encoder, model_version=version)

@@ -6,28 +6,27 @@ a model.) One process writes at a time; what a killed one left is removed by the
 
 from __future__ import annotations
 
-import errno
 import fcntl
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from mvfoul.errors import ConfigError
 from serving.repository.model_config import CONFIG, messages
 
-RECORD = "artifact.json"
+RECORD: Final = "artifact.json"
 """In each version folder: which artifact it is. Triton does not read it."""
 
 
-class RepositoryStore:
-    """One model repository, locked against other writers; made by `open_store`."""
+class RepositoryReader:
+    """What a model repository holds."""
 
-    def __init__(self, root: Path, staging: Path) -> None:
-        self.root = root
-        self._staging = staging
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
 
     def versions(self, model: str) -> list[int]:
         """Return the version folders of a model; none if there is no such model."""
@@ -51,6 +50,28 @@ class RepositoryStore:
         except (text_format.ParseError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is no configuration of Triton ({error}). Use another --output.") from error
 
+    def answering_version(self, ensemble: str) -> int | None:
+        """Return the version that the ensemble answers with; None where there is no ensemble of ours."""
+        config = self.config(ensemble)
+        named = list(config.version_policy.specific.versions) if config else []
+        return int(named[0]) if named else None
+
+    def record(self, model: str, version: int) -> dict[str, Any]:
+        """Return what a version folder says about itself; empty if it says nothing."""
+        try:
+            document = json.loads((self.root / model / str(version) / RECORD).read_text())
+        except (OSError, ValueError):
+            return {}
+        return document if isinstance(document, dict) else {}
+
+
+class RepositoryStore(RepositoryReader):
+    """One model repository, locked against other writers; made by `open_store`."""
+
+    def __init__(self, root: Path, staging: Path) -> None:
+        super().__init__(root)
+        self._staging = staging
+
     def add_version(self, model: str, version: int, config: Any, fill: Callable[[Path], None]) -> None:
         """Add a version folder, with the model's configuration if the model is new.
 
@@ -61,9 +82,11 @@ class RepositoryStore:
             fill: Writes the files of the version into the folder that it is given.
         """
         made = self._staging / model
-        fill(_made(made / str(version)))
+        folder = made / str(version)
+        folder.mkdir(parents=True)
+        fill(folder)
         if (self.root / model).is_dir():
-            (made / str(version)).rename(self.root / model / str(version))
+            folder.rename(self.root / model / str(version))
         else:
             _write_config(made / CONFIG, config)
             made.rename(self.root / model)
@@ -85,35 +108,34 @@ def open_store(root: Path) -> Iterator[RepositoryStore]:
     """Lock a repository for writing, making it if it is missing, and clean up behind a writer that was killed.
 
     Raises:
-        ConfigError: Another process writes to it, or files beside it cannot be renamed into it.
+        ConfigError: Another process writes to it, files beside it cannot be renamed into it, or the disk refuses.
     """
     root = root.absolute()
-    root.mkdir(parents=True, exist_ok=True)
     beside = root.parent
-    if beside.stat().st_dev != root.stat().st_dev:
-        raise ConfigError(
-            f"--output {root} is a mount point, so nothing can be renamed into it in one step. "
-            f"Use a folder in it: --output {root / 'models'}"
-        )
-    with (beside / f".{root.name}.lock").open("w") as lock:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if beside.stat().st_dev != root.stat().st_dev:
+            raise ConfigError(
+                f"--output {root} is a mount point, so nothing can be renamed into it in one step. "
+                f"Use a folder in it: --output {root / 'models'}"
+            )
+        with _locked(root, beside / f".{root.name}.lock"):
+            for left in beside.glob(f".{root.name}.staging-*"):
+                shutil.rmtree(left)
+            with tempfile.TemporaryDirectory(dir=beside, prefix=f".{root.name}.staging-") as staging:
+                yield RepositoryStore(root, Path(staging))
+    except OSError as error:
+        raise ConfigError(f"cannot write {root}: {error}. Check the permissions of its folder and the disk.") from error
+
+
+@contextmanager
+def _locked(root: Path, path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
+        except BlockingIOError as error:
             raise ConfigError(f"another process writes to {root}; wait for it to end.") from error
-        for left in beside.glob(f".{root.name}.staging-*"):
-            shutil.rmtree(left)
-        with tempfile.TemporaryDirectory(dir=beside, prefix=f".{root.name}.staging-") as staging:
-            yield RepositoryStore(root, Path(staging))
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    # Triton's user is often another one; a temporary folder is private.
-    for path in (folder, folder.parent):
-        path.chmod(0o755)
-    return folder
+        yield
 
 
 def _write_config(path: Path, config: Any) -> None:

@@ -29,6 +29,7 @@ from serving.client import FoulClient
 from serving.local_triton import LocalTriton, TritonConfig, find_installation
 from serving.repository.config import RepositoryConfig
 from serving.repository.publish import publish
+from tests.serving.altered_artifact import alter
 
 START_S = 120
 STOP_S = 30
@@ -88,6 +89,12 @@ def server(start_server: StartServer) -> Iterator[RunningServer]:
     """The server that most tests share."""
     with start_server("--max-request-bytes", str(16 << 20), "--log-level", "debug") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def second_artifact(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact with the tensors of the tiny one and other answers. Do not change it."""
+    return alter(tiny_artifact, tmp_path_factory.mktemp("second_artifact") / "artifact")
 
 
 StartTriton = Callable[..., LocalTriton]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
+import urllib.request
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
 
-from mvfoul.artifact import ACTION_PROBABILITIES, FEATURES, OFFENCE_SEVERITY_PROBABILITIES, VIEW_WEIGHTS, VIEWS
+from mvfoul.artifact import FEATURES, VIEWS
 from serving.graphs import OnnxGraphs
 from serving.repository.model_config import triton_version
+from tests.serving.triton_requests import ask, differences, encoder_counts, noise, status_of, tensor
 
-ANSWERS = (ACTION_PROBABILITIES, OFFENCE_SEVERITY_PROBABILITIES, VIEW_WEIGHTS)
+TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -26,29 +30,30 @@ def graphs(artifact):
     return OnnxGraphs(artifact, threads=1)
 
 
-def ask(client, model, name, values, **options):
-    datatype = {"uint8": "UINT8", "float32": "FP32"}[values.dtype.name]
-    tensor = triton_grpc.InferInput(name, values.shape, datatype)
-    tensor.set_data_from_numpy(values)
-    return client.infer(model, [tensor], **options)
+@pytest.fixture(scope="module")
+def tight(start_triton, write_repository, tmp_path_factory):
+    """A Triton whose live queue holds two requests and whose encoder takes one action at a time, with a cache."""
+    output = tmp_path_factory.mktemp("tight") / "models"
+    write_repository(
+        output, max_batch=5, max_queue=2, bulk_max_queue=32, queue_delay_us=0, no_warm_up=True, response_cache=True
+    )
+    with start_triton(output, response_cache_mib=16) as running:
+        yield running
 
 
-def noise(artifact, count, seed=0):
-    shape = (count, *artifact.manifest.clip.view_shape)
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+def at_once(triton, actions, ask_one):
+    """Send each action from a client of its own, all at the same time; return what `ask_one(client, views)` gave."""
 
+    def send(views):
+        with triton_grpc.InferenceServerClient(triton.grpc) as client:
+            return ask_one(client, views)
 
-def encoder_counts(client, version):
-    """Requests' views, calls of the model, and calls by their batch size."""
-    (found,) = client.get_inference_statistics("mvfoul_encoder", str(version)).model_stats
-    batches = {entry.batch_size: entry.compute_infer.count for entry in found.batch_stats}
-    return found.inference_count, found.execution_count, batches
+    with ThreadPoolExecutor(len(actions)) as pool:
+        return list(pool.map(send, actions))
 
 
 def assert_answers(result, scores):
-    expected = (scores.action_probabilities, scores.offence_severity_probabilities, scores.view_weights)
-    for name, values in zip(ANSWERS, expected, strict=True):
-        np.testing.assert_allclose(result.as_numpy(name), values, atol=1e-5, err_msg=name)
+    assert max(differences(result, scores).values()) < TOLERANCE, differences(result, scores)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -62,25 +67,18 @@ def test_the_ensemble_answers_as_the_embedded_graphs(triton_client, graphs, arti
 def test_encoder_and_head_apart_answer_the_same(triton_client, graphs, artifact):
     views, version = noise(artifact, 3), str(triton_version(artifact))
     features = ask(triton_client, "mvfoul_encoder", VIEWS, views, model_version=version).as_numpy(FEATURES)
-    np.testing.assert_allclose(features, graphs.encode(views), atol=1e-5)
-    assert_answers(
-        ask(triton_client, "mvfoul_head", FEATURES, features, model_version=version), graphs.classify(features)
-    )
+    np.testing.assert_allclose(features, graphs.encode(views), atol=TOLERANCE)
+    result = ask(triton_client, "mvfoul_head", FEATURES, features, model_version=version)
+    assert_answers(result, graphs.classify(features))
 
 
-def test_requests_of_different_clients_share_encoder_batches_without_padding(triton, graphs, artifact):
+def test_requests_of_different_clients_share_encoder_batches_without_padding(triton, triton_client, graphs, artifact):
     """By Triton's own statistics: fewer calls than requests, and as many views computed as were sent."""
     actions = [noise(artifact, 1 + k % 3, seed=k) for k in range(8)]
-
-    def classify(views):
-        with triton_grpc.InferenceServerClient(triton.grpc) as client:
-            return ask(client, "mvfoul", VIEWS, views)
-
-    with triton_grpc.InferenceServerClient(triton.grpc) as client:
-        views_before, calls_before, batches_before = encoder_counts(client, triton_version(artifact))
-        with ThreadPoolExecutor(len(actions)) as pool:
-            results = list(pool.map(classify, actions))
-        views_after, calls_after, batches_after = encoder_counts(client, triton_version(artifact))
+    version = triton_version(artifact)
+    views_before, calls_before, batches_before = encoder_counts(triton_client, version)
+    results = at_once(triton, actions, lambda client, views: ask(client, "mvfoul", VIEWS, views))
+    views_after, calls_after, batches_after = encoder_counts(triton_client, version)
     for views, result in zip(actions, results, strict=True):
         assert_answers(result, graphs.classify(graphs.encode(views)))
     calls = {size: count - batches_before.get(size, 0) for size, count in batches_after.items()}
@@ -88,3 +86,115 @@ def test_requests_of_different_clients_share_encoder_batches_without_padding(tri
     assert views_after - views_before == sent
     assert sum(size * count for size, count in calls.items()) == sent
     assert calls_after - calls_before < len(actions)
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "values", "status"),
+    [
+        ("mvfoul", VIEWS, lambda a: noise(a, 9), "INVALID_ARGUMENT"),
+        ("mvfoul", VIEWS, lambda a: noise(a, 6), "INVALID_ARGUMENT"),
+        ("mvfoul", VIEWS, lambda a: noise(a, 0), "INVALID_ARGUMENT"),
+        ("mvfoul", VIEWS, lambda a: noise(a, 1)[:, :, :4], "INVALID_ARGUMENT"),
+        ("mvfoul", VIEWS, lambda a: noise(a, 1).astype(np.float32), "INVALID_ARGUMENT"),
+        ("mvfoul", "CLIPS", lambda a: noise(a, 1), "INVALID_ARGUMENT"),
+        ("mvfoul_encoder", VIEWS, lambda a: noise(a, 1)[:, :, :, 1:], "INVALID_ARGUMENT"),
+        ("mvfoul_head", FEATURES, lambda _: np.zeros((6, 512), np.float32), "INVALID_ARGUMENT"),
+        ("mvfoul_head", FEATURES, lambda _: np.zeros((0, 512), np.float32), "INVALID_ARGUMENT"),
+        ("mvfoul_head", FEATURES, lambda _: np.zeros((1, 511), np.float32), "INVALID_ARGUMENT"),
+        ("unknown", VIEWS, lambda a: noise(a, 1), "NOT_FOUND"),
+    ],
+)
+def test_a_bad_request_is_told_so_and_the_next_one_is_answered(triton_client, artifact, model, name, values, status):
+    assert status_of(triton_client, model, name, values(artifact)) == status
+    assert status_of(triton_client, "mvfoul", VIEWS, noise(artifact, 1)) == "OK"
+
+
+def test_a_buffer_shorter_than_its_shape_is_an_invalid_argument(triton_client, artifact):
+    short = tensor(VIEWS, noise(artifact, 1))
+    short._raw_content = short._raw_content[:-1]
+    for model in ("mvfoul", "mvfoul_encoder"):
+        with pytest.raises(triton_grpc.InferenceServerException) as refused:
+            triton_client.infer(model, [short])
+        assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
+def test_a_version_that_is_not_there_is_not_found(triton_client, artifact):
+    assert status_of(triton_client, "mvfoul_encoder", VIEWS, noise(artifact, 1), model_version="7") == "NOT_FOUND"
+
+
+@pytest.mark.parametrize("model", ["mvfoul", "mvfoul_encoder"])
+def test_a_full_queue_refuses_live_requests_at_once_while_bulk_ones_wait(tight, artifact, model):
+    """One computes, at most one is on its way, two wait: of ten live requests some are refused. Bulk has a queue of its
+    own, and the ensemble passes priorities on."""
+    actions = [noise(artifact, 5, seed=k) for k in range(10)]
+    live = Counter(at_once(tight, actions, lambda client, views: status_of(client, model, VIEWS, views)))
+    assert set(live) == {"OK", "UNAVAILABLE"}, live
+    fresh = [noise(artifact, 3, seed=100 + k) for k in range(6)]
+    bulk = at_once(tight, fresh, lambda client, views: status_of(client, model, VIEWS, views, priority=2))
+    assert set(bulk) == {"OK"}
+
+
+def test_live_requests_overtake_bulk_ones(tight, artifact):
+    finished = []
+
+    def send(name, priority, seed):
+        with triton_grpc.InferenceServerClient(tight.grpc) as client:
+            views = noise(artifact, 5, seed=seed)
+            finished.append((name, status_of(client, "mvfoul_encoder", VIEWS, views, priority=priority)))
+
+    with ThreadPoolExecutor(6) as pool:
+        for k in range(5):
+            pool.submit(send, "bulk", 2, 200 + k)
+            time.sleep(0.02)
+        pool.submit(send, "live", 1, 300)
+    assert {status for _, status in finished} == {"OK"}
+    assert [name for name, _ in finished].index("live") <= 2
+
+
+def test_a_request_may_ask_for_a_shorter_wait_than_the_queue_allows(tight, artifact):
+    actions = [noise(artifact, 5, seed=400 + k) for k in range(3)]
+    statuses = at_once(
+        tight, actions, lambda client, views: status_of(client, "mvfoul_encoder", VIEWS, views, timeout=1000)
+    )
+    assert Counter(statuses) == {"OK": 1, "UNAVAILABLE": 2}
+
+
+def test_a_request_that_was_cancelled_while_it_waited_costs_no_encoder_call(tight, artifact, wait_until):
+    version = triton_version(artifact)
+    with triton_grpc.InferenceServerClient(tight.grpc) as client:
+        before, *_ = encoder_counts(client, version)
+        ended = []
+        calls = [
+            client.async_infer(
+                "mvfoul_encoder",
+                [tensor(VIEWS, noise(artifact, 5, seed=500 + k))],
+                callback=lambda result, error: ended.append(error),  # noqa: ARG005
+                priority=2,
+            )
+            for k in range(6)
+        ]
+        for call in calls[1:]:
+            call.cancel()
+        wait_until(lambda: len(ended) == len(calls), "every call has ended")
+        assert status_of(client, "mvfoul_encoder", VIEWS, noise(artifact, 1, seed=510)) == "OK"
+        computed = encoder_counts(client, version)[0] - before
+    assert computed <= 5 * 3 + 1
+
+
+def test_repeated_views_come_from_the_response_cache_where_it_is_on(tight, artifact):
+    version = triton_version(artifact)
+    views = noise(artifact, 2, seed=600)
+    with triton_grpc.InferenceServerClient(tight.grpc) as client:
+        first = ask(client, "mvfoul", VIEWS, views)
+        _, calls, _ = encoder_counts(client, version)
+        again = ask(client, "mvfoul", VIEWS, views)
+        assert encoder_counts(client, version)[1] == calls
+    np.testing.assert_array_equal(first.as_numpy("ACTION_PROBABILITIES"), again.as_numpy("ACTION_PROBABILITIES"))
+
+
+def test_triton_tells_its_latencies_as_summaries(triton, artifact):
+    with urllib.request.urlopen(f"http://{triton.metrics}/metrics", timeout=30) as answer:
+        text = answer.read().decode()
+    label = f'model="mvfoul_encoder",version="{triton_version(artifact)}"'
+    assert f'nv_inference_request_summary_us{{{label},quantile="0.99"}}' in text
+    assert f"nv_inference_pending_request_count{{{label}}}" in text
