@@ -12,7 +12,7 @@ DATA ?=
 CKPT ?=
 OUT ?= runs/demo
 
-.PHONY: help setup demo test test-slow test-gpu check format benchmarks clean
+.PHONY: help setup demo test test-slow test-gpu check format benchmarks images clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ benchmarks: $(STAMP) ## Every benchmark that runs on a CPU, to the terminal
 	OMP_NUM_THREADS=1 $(PY) benchmarks/train_step.py --backbones mc3_18 --size 32 --frames 8
 	$(PY) benchmarks/backbones.py
 	$(PY) benchmarks/serve.py --artifact "$(OUT)/artifact"
+
+images: $(STAMP) ## The container images, and what is in them; IMAGES="serving", LOCAL_BASE=1 (docs/images.md)
+	@scripts/images.sh $(IMAGES)
 
 clean: ## Remove caches; keeps .venv and runs/
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
