@@ -17,6 +17,7 @@
         ├── RequestError          the request breaks the contract; do not repeat it
         │   ├── UnknownModelError     it asks for a model or version that is not served
         │   └── RequestTooLargeError  it is over the size limit
+        ├── UnauthenticatedError  the request has no token, or one that the server does not know
         ├── ClientGoneError       the client hung up; nobody sees this
         ├── OverloadedError       too many requests in flight; repeat it later
         └── UnavailableError      not reachable, starting, stopping, or too slow; repeat it later or elsewhere
@@ -109,6 +110,12 @@ class UnknownModelError(RequestError):
 
 class RequestTooLargeError(RequestError):
     """A request is over the server's size limit."""
+
+
+class UnauthenticatedError(ServiceError):
+    """A request proves no client that the server knows. Give the right token; retrying does not help."""
+
+    exit_code = 2
 
 
 class ClientGoneError(ServiceError):

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import grpc
+from google.protobuf.unknown_fields import UnknownFieldSet
 from kserve import InferRequest
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
@@ -27,6 +28,9 @@ _DATATYPES = frozenset(
     ("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES")
 )
 
+
+_UINT64_PARAM = 5
+"""Triton's clients send a priority in this field of `InferParameter`; KServe's copy of the protocol lacks it."""
 
 _FOREVER_S = 30 * 24 * 3600.0
 """gRPC gives a request without a deadline some hundred years."""
@@ -110,8 +114,9 @@ def _transport(request: pb.ModelInferRequest, context: grpc.aio.ServicerContext)
 
 
 def _value(parameter: pb.InferParameter) -> Any:
-    chosen = parameter.WhichOneof("parameter_choice")
-    return getattr(parameter, chosen) if chosen else None
+    if chosen := parameter.WhichOneof("parameter_choice"):
+        return getattr(parameter, chosen)
+    return next((field.data for field in UnknownFieldSet(parameter) if field.field_number == _UINT64_PARAM), None)
 
 
 def _host(peer: str) -> str:

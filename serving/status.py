@@ -13,6 +13,7 @@ from mvfoul.errors import (
     OverloadedError,
     RequestError,
     RequestTooLargeError,
+    UnauthenticatedError,
     UnavailableError,
     UnknownModelError,
 )
@@ -37,6 +38,7 @@ _STATUSES: Final[tuple[tuple[type[BaseException], Status], ...]] = (
     (UnknownModelError, Status("unknown_model", "NOT_FOUND", 404)),
     (RequestTooLargeError, Status("too_large", "RESOURCE_EXHAUSTED", 413)),
     (RequestError, Status("invalid_request", "INVALID_ARGUMENT", 400)),
+    (UnauthenticatedError, Status("unauthenticated", "UNAUTHENTICATED", 401)),
     (OverloadedError, Status("overloaded", "RESOURCE_EXHAUSTED", 429)),
     (DeadlineError, Status("deadline", "DEADLINE_EXCEEDED", 504)),
     (UnavailableError, Status("unavailable", "UNAVAILABLE", 503)),

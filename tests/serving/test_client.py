@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import json
 import re
 import socket
+import time
+from concurrent import futures
 
+import grpc
+import numpy as np
 import pytest
+from tritonclient.grpc import service_pb2_grpc
 
-from mvfoul.errors import RequestError, RequestTooLargeError, UnavailableError, UnknownModelError
+from mvfoul.errors import (
+    ConfigError,
+    DeadlineError,
+    OverloadedError,
+    RequestError,
+    RequestTooLargeError,
+    UnavailableError,
+    UnknownModelError,
+)
 from mvfoul.labels import ACTION_CLASSES, OFFENCE_SEVERITIES
-from serving.client import FoulClient
+from serving.client import AsyncFoulClient, FoulClient
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +108,8 @@ def test_bad_usage_exits_2_without_a_traceback(run_module, arguments):
     assert "Traceback" not in done.stderr
 
 
-def test_an_unreachable_server_exits_3(run_module, files):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
-        target = f"127.0.0.1:{taken.getsockname()[1]}"
-        refused(run_module("serving.client", files[0], "--target", target), 3, f"{target} is not available")
+def test_an_unreachable_server_exits_3(run_module, files, dead_target):
+    refused(run_module("serving.client", files[0], "--target", dead_target), 3, f"{dead_target} is not available")
 
 
 def test_a_server_that_does_not_answer_in_time_exits_3(run_module, files):
@@ -116,7 +128,7 @@ def test_the_class_raises_one_error_per_cure(server, client, clips):
         other.classify(clips)
     with (
         FoulClient(server.grpc, timeout_s=1e-4) as hasty,
-        pytest.raises(UnavailableError, match="did not answer within"),
+        pytest.raises(DeadlineError, match="did not answer within"),
     ):
         hasty.classify(clips)
 
@@ -125,3 +137,173 @@ def test_a_decision_carries_all_probabilities_of_both_heads(client: FoulClient, 
     decision = client.classify(clips[:1])
     assert [len(decision.probabilities[head]) for head in ("action", "offence_severity")] == [8, 4]
     assert max(decision.probabilities["action"]) == pytest.approx(decision.action.confidence, abs=1e-6)
+
+
+def same_methods(kind):
+    return {n: list(inspect.signature(m).parameters) for n, m in inspect.getmembers(kind, callable) if n[0] != "_"}
+
+
+def test_both_clients_have_the_same_methods():
+    assert same_methods(FoulClient) == same_methods(AsyncFoulClient)
+
+
+def test_the_async_client_answers_as_the_other_and_many_at_a_time(server, client, clips, views):
+    async def ask():
+        async with AsyncFoulClient(server.grpc, retries=8) as other:
+            assert await other.ready()
+            assert await other.metadata() == client.metadata()
+            answers = [other.classify(clips[:2], request_id=f"r{n}", priority="bulk") for n in range(6)]
+            return await asyncio.gather(*answers, other.classify_views(views[:2]))
+
+    *decisions, from_views = asyncio.run(ask())
+    expected = client.classify(clips[:2])
+    assert [decision.request_id for decision in decisions] == [f"r{n}" for n in range(6)]
+    assert {decision.probabilities["action"] for decision in decisions} == {expected.probabilities["action"]}
+    assert from_views.probabilities == client.classify_views(views[:2]).probabilities
+
+
+def test_views_of_one_action_can_arrive_one_by_one(client, clips):
+    first = client.classify(clips[:1], action_id="one by one")
+    assert (first.session.action_id, first.session.views) == ("one by one", 1)
+    assert first.session.expires_in_s > 0
+    both = client.classify(clips[1:2], action_id="one by one")
+    assert both.session.views == len(both.view_weights) == 2
+    assert both.probabilities["action"] == pytest.approx(client.classify(clips[:2]).probabilities["action"], abs=1e-5)
+    left = client.classify([], action_id="one by one", drop_views=[0])
+    assert left.probabilities["action"] == pytest.approx(client.classify(clips[1:2]).probabilities["action"], abs=1e-5)
+    assert client.classify(clips[:1]).session is None
+
+
+def test_a_session_in_the_shell_names_the_views_it_has(ask, files):
+    ask(files[0], "--action-id", "shell")
+    done = ask(files[1], "--action-id", "shell", "--priority", "bulk", "--request-id", "mine")
+    assert re.search(r"view 0 \d\.\d\d   clip_1\.mp4 \d\.\d\d", done.stdout)
+    assert "request mine" in done.stdout
+    done = ask("--action-id", "shell", "--drop-views", "0")
+    assert (done.returncode, "view 0 1.00" in done.stdout) == (0, True)
+
+
+def test_the_model_tells_what_it_takes(client, server, artifact):
+    info = client.metadata()
+    assert (info.name, info.versions) == ("mvfoul", (server.artifact,))
+    assert {tensor.name: tensor.shape for tensor in info.inputs}["VIEWS"] == (-1, *artifact.manifest.clip.view_shape)
+    assert client.ready()
+
+
+def test_nobody_there_is_not_ready(dead_target):
+    with FoulClient(dead_target) as client:
+        assert not client.ready()
+
+
+@pytest.fixture
+def dead_target():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
+        yield f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("kind", [FoulClient, AsyncFoulClient])
+@pytest.mark.parametrize("arguments", [{"timeout_s": 0}, {"timeout_s": 1e6}, {"retries": -1}, {"token": "a b"}])
+def test_senseless_settings_are_refused(kind, arguments):
+    with pytest.raises(ConfigError):
+        kind("127.0.0.1:1", **arguments)
+
+
+def test_senseless_arguments_are_refused_before_anything_is_sent(dead_target):
+    with FoulClient(dead_target) as client:
+        with pytest.raises(RequestError, match="priority is 'soon'"):
+            client.classify([b"x"], priority="soon")
+        with pytest.raises(RequestError, match="dtype float32"):
+            client.classify_views(np.zeros((1, 3, 2, 4, 4), dtype=np.float32))
+        with pytest.raises(ConfigError, match="timeout_s is -1"):
+            client.classify([b"x"], timeout_s=-1)
+
+
+class Grudging(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """A stranger's server: it refuses, notes what it was asked, and never answers."""
+
+    def __init__(self, status):
+        self.status = status
+        self.requests = []
+
+    def ModelInfer(self, request, context):  # noqa: N802
+        self.requests.append((request, time.monotonic(), context.time_remaining(), dict(context.invocation_metadata())))
+        context.abort(self.status, "no room")
+
+
+@pytest.fixture
+def grudging():
+    """`grudging(grpc.StatusCode.UNAVAILABLE)`: the servicer and its address."""
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+
+    def start(status):
+        servicer = Grudging(status)
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        return servicer, f"127.0.0.1:{port}"
+
+    yield start
+    server.stop(None).wait()
+
+
+def ask_with(kind, target, **settings):
+    """Ask with one of the two clients."""
+    if kind is FoulClient:
+        with FoulClient(target, **settings) as client:
+            return client.classify([b"clip"])
+
+    async def ask():
+        async with AsyncFoulClient(target, **settings) as client:
+            return await client.classify([b"clip"])
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize("kind", [FoulClient, AsyncFoulClient])
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(grpc.StatusCode.UNAVAILABLE, UnavailableError), (grpc.StatusCode.RESOURCE_EXHAUSTED, OverloadedError)],
+)
+def test_what_is_worth_it_is_sent_again_with_growing_pauses(grudging, kind, status, error):
+    servicer, target = grudging(status)
+    with pytest.raises(error, match="no room"):
+        ask_with(kind, target, retries=3)
+    requests, moments, _, _ = zip(*servicer.requests, strict=True)
+    assert len({request.id for request in requests}) == 1
+    assert [request.inputs[0].name for request in requests] == ["CLIPS"] * 4
+    pauses = np.diff(moments)
+    assert all(pause >= least for pause, least in zip(pauses, (0.05, 0.1, 0.2), strict=True))
+
+
+@pytest.mark.parametrize("kind", [FoulClient, AsyncFoulClient])
+def test_what_no_repetition_cures_is_sent_once(grudging, kind):
+    servicer, target = grudging(grpc.StatusCode.INVALID_ARGUMENT)
+    with pytest.raises(RequestError):
+        ask_with(kind, target, retries=3)
+    assert len(servicer.requests) == 1
+
+
+def test_repetitions_end_with_the_time_to_answer(grudging):
+    servicer, target = grudging(grpc.StatusCode.UNAVAILABLE)
+    start = time.monotonic()
+    with pytest.raises(UnavailableError, match=r"no room \(request [0-9a-f]{32}\)"):
+        ask_with(FoulClient, target, retries=100, timeout_s=0.6)
+    assert time.monotonic() - start < 1
+    assert 2 <= len(servicer.requests) < 6
+
+
+def test_deadline_token_and_priority_go_along(grudging):
+    servicer, target = grudging(grpc.StatusCode.INVALID_ARGUMENT)
+    with pytest.raises(RequestError):
+        ask_with(FoulClient, target, timeout_s=5, token="secret")  # noqa: S106
+    ((request, _, left_s, metadata),) = servicer.requests
+    assert 4 < request.parameters["timeout"].int64_param / 1e6 <= 5
+    assert 4 < left_s <= 5
+    assert request.parameters["priority"].uint64_param == 1
+    assert metadata["authorization"] == "Bearer secret"
+
+
+def test_a_token_is_in_no_text_of_the_client():
+    client = FoulClient("127.0.0.1:1", token="secret")  # noqa: S106
+    assert "secret" not in repr(client) + repr(vars(client))
