@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mvfoul.artifact import VIEWS
 from mvfoul.labels import Head
 from mvfoul.prediction import Candidate
 
@@ -76,6 +77,11 @@ class ModelInfo:
     """What computes."""
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+
+    @property
+    def view_shape(self) -> tuple[int, ...]:
+        """`[3, T, H, W]` of one decoded view."""
+        return next(tensor.shape[1:] for tensor in self.inputs if tensor.name == VIEWS)
 
 
 def read_decision(

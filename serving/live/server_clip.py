@@ -40,7 +40,7 @@ def server_clip_spec(client: FoulClient, clips: Sequence[bytes], artifact: Path 
 
 
 def _candidates(client: FoulClient) -> Iterator[ClipSpec]:
-    _, num_frames, size_px, _ = client.view_shape()
+    _, num_frames, size_px, _ = client.metadata().view_shape
     yield preset("two-second", num_frames=num_frames, size_px=size_px)
     if num_frames == 16:
         yield preset("vars-2023", num_frames=16, size_px=size_px, short_side_px=max(size_px, 256 * size_px // 224))

@@ -186,7 +186,8 @@ def test_a_session_in_the_shell_names_the_views_it_has(ask, files):
 def test_the_model_tells_what_it_takes(client, server, artifact):
     info = client.metadata()
     assert (info.name, info.versions) == ("mvfoul", (server.artifact,))
-    assert {tensor.name: tensor.shape for tensor in info.inputs}["VIEWS"] == (-1, *artifact.manifest.clip.view_shape)
+    assert info.view_shape == artifact.manifest.clip.view_shape
+    assert (info.inputs[0].name, info.inputs[0].shape) == ("CLIPS", (-1,))
     assert client.ready()
 
 
