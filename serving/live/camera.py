@@ -216,7 +216,7 @@ class Camera:
         if self._watch.is_frozen:
             return "frozen", "the picture does not change"
         if behind_s + self.spec.offset_s > _LATE_AFTER_S:
-            return "late", f"{behind_s:.1f} s behind"
+            return "late", f"the newest picture is {behind_s:.1f} s behind"
         return "ok", self._overflow()
 
     def _overflow(self) -> str:

@@ -20,8 +20,8 @@ TICKS_PER_S: Final = 90_000
 _WINDOW_S: Final = 60
 """Arrivals that count: a clock that is off by 100 ppm drifts by 6 ms in this time."""
 _JUMP_S: Final = 0.25
-_BACKLOG_S: Final = 2.0
-"""After connecting, a sender may deliver what it kept; until then, timestamps may outrun arrivals."""
+_STEADY_S: Final = 0.4
+"""After connecting, a sender may deliver what it kept: timestamps outrun arrivals until they kept pace for so long."""
 _REORDERED: Final = 16
 """Pictures that wait until they are in the order of display; H.264 and H.265 allow as many."""
 
@@ -98,21 +98,29 @@ class Jumps:
     """Notices where a stream's timestamps do not go on: an encoder restarted, a counter wrapped, a clock was set."""
 
     def __init__(self) -> None:
-        self._started_s: float | None = None
         self._last: tuple[int, float] | None = None
+        self._since: tuple[int, float] | None = None
+        self._is_live = False
 
     def is_jump(self, ticks: int, arrival_s: float, clock: StreamClock) -> bool:
         """Whether the decoding time `ticks` cannot follow the one before."""
-        if self._started_s is None:
-            self._started_s = arrival_s
         last, self._last = self._last, (ticks, arrival_s)
         if last is None:
             return False
-        if ticks < last[0]:
+        step_s, passed_s = (ticks - last[0]) / TICKS_PER_S, arrival_s - last[1]
+        if step_s < 0:
             return True
-        ahead_s = (ticks - last[0]) / TICKS_PER_S - (arrival_s - last[1])
-        settled = arrival_s - self._started_s > _BACKLOG_S
-        return settled and ahead_s > _JUMP_S and clock.is_too_early(ticks, arrival_s)
+        if self._is_live and step_s - passed_s > _JUMP_S and clock.is_too_early(ticks, arrival_s):
+            return True
+        self._watch_pace(ticks, arrival_s)
+        return False
+
+    def _watch_pace(self, ticks: int, arrival_s: float) -> None:
+        since = self._since = self._since or (ticks, arrival_s)
+        taken_s = (ticks - since[0]) / TICKS_PER_S
+        if taken_s >= _STEADY_S:
+            self._is_live = self._is_live or arrival_s - since[1] > taken_s / 2
+            self._since = ticks, arrival_s
 
 
 class Pace:

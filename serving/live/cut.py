@@ -109,13 +109,13 @@ def _check_one_stream(camera: str, run: Sequence[CodedPicture]) -> None:
 
 
 def _check_whole(camera: str, ticks: Sequence[int], length_s: float) -> None:
-    shown = sorted(max(t, 0) for t in ticks)
+    shown = sorted(ticks)
     ends = [*shown[1:], max(shown[-1], round(length_s * TICKS_PER_S))]
     hole_s, at = max((end - start, start) for start, end in zip(shown, ends, strict=True))
     if hole_s > _MAX_HOLE_S * TICKS_PER_S:
         raise CutError(
-            f"camera {camera}: {hole_s / TICKS_PER_S:.2f} s without a picture, {at / TICKS_PER_S:.2f} s after the "
-            "cut's start. Check its network."
+            f"camera {camera}: {hole_s / TICKS_PER_S:.2f} s without a picture, from {at / TICKS_PER_S:.2f} s after the "
+            "cut's start on. Check its network."
         )
 
 

@@ -27,8 +27,8 @@ CODECS: Final = ("h264", "hevc", "mpeg4", "mpeg2video", "mjpeg")
 """What can be cut out of a stream without encoding it again, to exactly the right picture (tested)."""
 
 _TICK: Final = Fraction(1, TICKS_PER_S)
-_OPEN_TIMEOUT_S: Final = 5.0
-_READ_TIMEOUT_S: Final = 2.0
+_OPEN_TIMEOUT_S: Final = 4.0
+_READ_TIMEOUT_S: Final = 1.5
 _PLAYLIST_TIMEOUT_S: Final = 12.0
 """HLS delivers a segment at a time, of 2 to 10 s."""
 
@@ -102,6 +102,7 @@ def check_url(url: str, camera: str) -> None:
     """
     scheme = scheme_of(url)
     if scheme == PATTERN_SCHEME:
+        _check_pattern(url, camera)
         return
     if scheme == "file":
         if not (path := _path_of(url)).is_file():
@@ -116,6 +117,15 @@ def check_url(url: str, camera: str) -> None:
             f"camera {camera}: {url!r} needs the protocol {scheme}, which this build of FFmpeg lacks "
             f"(PyAV {av.__version__}). Use another protocol, or a PyAV that was built with it."
         )
+
+
+def _check_pattern(url: str, camera: str) -> None:
+    try:
+        av.open(url.split(":", 1)[1], format="lavfi").close()
+    except (av.error.FFmpegError, ValueError) as error:
+        raise ConfigError(
+            f"camera {camera}: {url!r} is no test pattern of FFmpeg's. Use lavfi:testsrc2=size=1280x720:rate=25."
+        ) from error
 
 
 def _check_address(url: str, camera: str) -> None:
