@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from mvfoul.command import check_flag
 from mvfoul.engines import EngineName
@@ -51,7 +53,8 @@ class ServeConfig:
     """One more ends the client's oldest."""
     session_ttl_s: float = 120.0
     """A session ends this long after its last request."""
-    triton: str | None = None
+    # Under the other name KServe tells a transformer of its predictor.
+    triton: Annotated[str | None, tyro.conf.arg(aliases=["--predictor-host"])] = None
     """host:port of a Triton server's gRPC: it computes, this process decodes (transformer). --artifact must be in its
     repository, see python -m serving.repository."""
     triton_name: str = "mvfoul"

@@ -143,6 +143,8 @@ class Connection:
             options = [
                 ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+                # Where the name has several addresses (a headless Service), calls go to all of them in turn.
+                ("grpc.lb_policy_name", "round_robin"),
                 # A server that comes back is found within a second, not within the default two minutes.
                 ("grpc.initial_reconnect_backoff_ms", 100),
                 ("grpc.max_reconnect_backoff_ms", 1000),
