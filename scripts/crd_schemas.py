@@ -128,7 +128,11 @@ def strict(schema: Any, name: str = "") -> Any:
         return [strict(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    if name == "metadata" and schema.get("type") == "object" and "properties" not in schema:
+    if (
+        name == "metadata"
+        and schema.get("type") == "object"
+        and not {"properties", "additionalProperties"} & set(schema)
+    ):
         return OBJECT_META
     kept = {
         key: strict(value)
@@ -160,7 +164,9 @@ def _count(schema: Any, counts: Counter[str]) -> None:
     children = schema if isinstance(schema, list) else schema.values() if isinstance(schema, dict) else ()
     for child in children:
         _count(child, counts)
-    if isinstance(schema, dict) and "type" in schema:
+    if isinstance(schema, dict) and isinstance(
+        schema.get("type"), str
+    ):  # not the properties of something with a "type"
         counts[_text(schema)] += 1
 
 

@@ -14,8 +14,18 @@ import pytest
 import yaml
 
 K8S = Path(__file__).resolve().parents[2] / "k8s"
-FILES = sorted(path.relative_to(K8S).as_posix() for path in K8S.rglob("*.yaml") if path.name != "kustomization.yaml")
-OVERLAYS = sorted(path.parent.relative_to(K8S).as_posix() for path in K8S.rglob("kustomization.yaml"))
+
+
+def _is_manifest(path: Path) -> bool:
+    return path.name != "kustomization.yaml" and not path.is_symlink()
+
+
+FILES = sorted(path.relative_to(K8S).as_posix() for path in K8S.rglob("*.yaml") if _is_manifest(path))
+OVERLAYS = sorted(
+    path.parent.relative_to(K8S).as_posix()
+    for path in K8S.rglob("kustomization.yaml")
+    if "components" not in path.parts
+)
 Document = dict[str, Any]
 
 

@@ -117,7 +117,7 @@ def test_what_it_reads_and_writes_is_mounted(pod, container):
 def test_the_claims_of_all_files_are_those_that_pods_use():
     """Each claim stands in one file, but for mvfoul-data: train job and data job work alone."""
     claims = {}
-    for name in ("train-job.yaml", "data-job.yaml", "storage.yaml"):
+    for name in ("train-job.yaml", "data-job.yaml", "base/storage.yaml"):
         for document in manifests.documents(name):
             if document["kind"] == "PersistentVolumeClaim":
                 called = document["metadata"]["name"]
