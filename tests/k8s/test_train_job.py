@@ -131,7 +131,7 @@ def test_the_claims_of_all_files_are_those_that_pods_use():
     assert used == set(claims)
 
 
-def test_the_data_job_fills_the_claim_that_training_reads(pod):
+def test_the_data_job_fills_the_claim_that_training_reads(pod, repo_root):
     job = manifests.document("data-job.yaml", "Job")
     data = job["spec"]["template"]["spec"]
     (container,) = data["containers"]
@@ -142,3 +142,4 @@ def test_the_data_job_fills_the_claim_that_training_reads(pod):
     (mount,) = (m for m in container["volumeMounts"] if m["mountPath"] == str(config.out))
     claim = {v["name"]: v for v in data["volumes"]}[mount["name"]]["persistentVolumeClaim"]["claimName"]
     assert claim == {v["name"]: v for v in pod["volumes"]}["data"]["persistentVolumeClaim"]["claimName"]
+    assert "[training,download," in (repo_root / "Dockerfile").read_text(), "its image needs what downloads need"
