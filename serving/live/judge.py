@@ -81,6 +81,7 @@ class Judge:
     def _ask_once(self, opened: Opened) -> None:
         incident = opened.incident
         with self._mutex:
+            _mask_copies(incident)
             asked = [v for v in incident.views.values() if v.state in ("ready", "used")]
             incident.state = "asking"
         if not asked:
@@ -180,3 +181,14 @@ class Judge:
         with self._mutex:
             document = incident.to_json()
         self._board.publish("incident", document)
+
+
+def _mask_copies(incident: Incident) -> None:
+    """Leave out a clip that is there twice: a session knows views by their content, and a copy must not count double."""
+    seen: dict[bytes, str] = {}
+    for view in incident.views.values():
+        if view.state not in ("ready", "used"):
+            continue
+        if view.data in seen:
+            view.state, view.reason = "refused", f"the same clip as {seen[view.data]}"
+        seen.setdefault(view.data, view.name)
