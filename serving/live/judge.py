@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from mvfoul.errors import OverloadedError, RequestError, ServiceError, UnavailableError
+from mvfoul.errors import OverloadedError, RequestError, ServiceError, UnavailableError, UnknownModelError
 from serving.client import Decision
 from serving.live.audit import AuditError
 from serving.live.board import Board
@@ -90,6 +90,8 @@ class Judge:
         self.tell(incident)
         try:
             decision, order = opened.session.ask({view.name: view.data for view in asked})
+        except UnknownModelError:
+            raise
         except RequestError as error:
             self._refuse(incident, asked, error)
             return
@@ -184,7 +186,7 @@ class Judge:
 
 
 def _mask_copies(incident: Incident) -> None:
-    """Leave out a clip that is there twice: a session knows views by their content, and a copy must not count double."""
+    """Leave out a clip that is there twice: a session knows views by content, and a copy must not count double."""
     seen: dict[bytes, str] = {}
     for view in incident.views.values():
         if view.state not in ("ready", "used"):

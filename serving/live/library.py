@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,4 +124,5 @@ def _facts(fields: Mapping[str, Any]) -> dict[str, str]:
 
 def _natural(path: Path) -> tuple[Any, ...]:
     """Sort action_10 after action_2."""
-    return tuple((len(part), part) for part in path.parts)
+    pieces = re.split(r"(\d+)", path.as_posix())
+    return tuple(int(piece) if i % 2 else piece for i, piece in enumerate(pieces))

@@ -14,18 +14,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mvfoul.clip import ClipSpec
 from mvfoul.errors import MVFoulError
 from mvfoul.video import decode_clip
-from serving.client import Decision, FoulClient
+from serving.client import FoulClient
 from serving.live.board import Board
 from serving.live.clock import now_s
 from serving.live.desk import Desk, DeskError
 from serving.live.incident import Incident
 from serving.live.library import Case
-from serving.live.saliency import CancelledError, occlusion
+from serving.live.saliency import CancelledError, Probe, occlusion
 from serving.live.server_clip import server_clip_spec
 
 MAX_DROPPED: Final = 50
@@ -163,7 +162,7 @@ class Review:
         for name, clip in clips.items():
             self._go_on()
             try:
-                decision = self._client.classify([clip])
+                decision = self._client.classify([clip], priority="bulk")
                 self._examinations[incident_id].alone[name] = decision.document
             except MVFoulError as error:
                 self._examinations[incident_id].failed[name] = str(error)
@@ -172,16 +171,17 @@ class Review:
     def _explain(self, incident_id: str, view: str, clips: Mapping[str, bytes]) -> None:
         self._tell(incident_id, job={"view": view, "done": 0, "total": 1})
         spec = self._server_spec(list(clips.values()))
-        views = np.stack([decode_clip(clip, spec) for clip in clips.values()])
-
-        def ask(hidden: NDArray[np.uint8]) -> Decision:
-            return self._client.classify_views(hidden)
+        views = {name: decode_clip(clip, spec) for name, clip in clips.items()}
+        examined = views.pop(view)
+        probe = Probe(
+            self._client, np.stack(list(views.values())) if views else np.empty((0, *spec.view_shape), np.uint8)
+        )
 
         def progress(done: int, total: int) -> None:
             self._go_on()
             self._tell(incident_id, job={"view": view, "done": done, "total": total})
 
-        result = occlusion(ask, views, list(clips).index(view), spec, progress=progress)
+        result = occlusion(probe.ask, examined, spec, progress=progress)
         self._examinations[incident_id].saliency[view] = result.to_json()
         self._tell(incident_id, job={})
 

@@ -29,10 +29,10 @@ def server_clip_spec(client: FoulClient, clips: Sequence[bytes], artifact: Path 
         ConfigError: No known one gives the server's own answer.
         ServiceError: The server does not answer.
     """
-    expected = client.classify(clips).probabilities["action"]
+    expected = client.classify(clips, priority="bulk").probabilities["action"]
     for spec in [read_manifest(artifact).clip] if artifact else _candidates(client):
         views = np.stack([decode_clip(clip, spec) for clip in clips])
-        answer = client.classify_views(views).probabilities["action"]
+        answer = client.classify_views(views, priority="bulk").probabilities["action"]
         if np.abs(np.subtract(answer, expected)).max() < _SAME:
             return spec
     cure = f"{artifact} is not what the server serves." if artifact else "Pass --artifact DIR, what the server serves."

@@ -61,6 +61,9 @@ class ServerSession:
 
     def _send(self, views: Mapping[str, bytes]) -> Decision:
         new = [name for name in views if name not in self._held]
-        decision = self._client.classify([*views.values()])
+        gone = [number for number, name in enumerate(self._held) if name not in views]
+        decision = self._client.classify(
+            [views[name] for name in new], action_id=self._action_id, drop_views=gone, priority=self._priority
+        )
         self._held = [name for name in self._held if name in views] + new
         return decision

@@ -15,6 +15,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 WAIT_S = 30
+BACK = "contact \N{MINUS SIGN}0.04 s"
 
 # Reads the number that a picture of `numbered_clip` carries: two rows of four blocks, black or white.
 NUMBER = """
@@ -120,8 +121,8 @@ def test_all_players_step_by_exactly_one_frame_and_stay_in_step(page: Page) -> N
     page.press(Keys.ARROW_LEFT, Keys.ARROW_LEFT)
     until(lambda: (page.number("left") - before["left"]) % 250 == 249, "the frame before the contact")
     page.press("s", "s", " ")
-    until(lambda: page.text("#where") not in ("contact", "contact −0.04 s"), "slow motion moves")
-    assert "0.25×" in page.text("#transport")
+    until(lambda: page.text("#where") not in ("contact", BACK), "slow motion moves")
+    assert "0.25\N{MULTIPLICATION SIGN}" in page.text("#transport")
     page.press(" ", "c")
     assert page.text("#where") == "contact"
 
@@ -191,7 +192,8 @@ def test_the_decision_is_large_enough_for_three_metres_and_its_contrast_holds(pa
     for theme in ("light", "dark"):
         colours = page.browser.execute_script(
             "document.documentElement.dataset.theme = arguments[0];"
-            "const names = ['--ink', '--soft', '--warn', '--bad', '--accent'], style = getComputedStyle(document.documentElement);"
+            "const names = ['--ink', '--soft', '--warn', '--bad', '--accent'];"
+            "const style = getComputedStyle(document.documentElement);"
             "return [...names, '--panel'].map((name) => style.getPropertyValue(name).trim())",
             theme,
         )
