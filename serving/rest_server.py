@@ -140,7 +140,7 @@ def build_app(
     for path in ("/v2/models/{model_name}/infer", "/v2/models/{model_name}/versions/{model_version}/infer"):
         app.add_api_route(path, endpoint.infer, methods=["POST"], response_model=None)
     if swap is not None:
-        app.add_api_route("/admin/reload", swap, methods=["POST"])
+        app.add_api_route("/admin/reload", _reload(swap), methods=["POST"])
     # After ours: the first route that fits a path answers.
     register_v2_endpoints(app, data_plane, repository)
     app.add_exception_handler(MVFoulError, _refuse)
@@ -150,6 +150,16 @@ def build_app(
     app.add_exception_handler(NotImplementedError, _not_implemented)
     app.add_exception_handler(Exception, _internal)
     return app
+
+
+def _reload(swap: Callable[[], Awaitable[dict[str, str]]]) -> Callable[[], Awaitable[Response]]:
+    async def reload() -> Response:
+        try:
+            return JSONResponse(await swap())
+        except MVFoulError as error:
+            return JSONResponse({"error": f"refused, what was on duty stays: {error}"}, status_code=409)
+
+    return reload
 
 
 def bind(host: str, port: int) -> socket.socket:

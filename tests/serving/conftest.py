@@ -78,8 +78,8 @@ def _ready_line(process: subprocess.Popen[str], log: Path) -> dict[str, str]:
 def start_server(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> StartServer:
     """`with start_server("--max-in-flight", "1") as server`: a server with other flags."""
 
-    def start(*flags: str) -> AbstractContextManager[RunningServer]:
-        return _start(tiny_artifact, tmp_path_factory.mktemp("server") / "log", *flags)
+    def start(*flags: str, artifact: Path = tiny_artifact) -> AbstractContextManager[RunningServer]:
+        return _start(artifact, tmp_path_factory.mktemp("server") / "log", *flags)
 
     return start
 
