@@ -22,12 +22,10 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +38,7 @@ import numpy as np
 import onnxruntime
 from noise_clip import write_noise_clip
 from numpy.typing import NDArray
+from servers import embedded
 
 from mvfoul.artifact import FEATURES, VIEWS, Artifact, load_artifact
 from mvfoul.video import decode_clip
@@ -95,7 +94,11 @@ def main() -> int:
     clips = [path.read_bytes() for path in options.clips] or [make_clip(seed) for seed in range(3)]
     views = np.stack([decode_clip(clip, artifact.manifest.clip) for clip in clips])
     bare = Bare(artifact, options.threads)
-    with _server(options.artifact, options.threads) as target, FoulClient(target, timeout_s=300) as client:
+    workers = ("--decode-workers", str(options.threads))
+    with (
+        embedded(options.artifact, options.threads, *workers) as server,
+        FoulClient(server.grpc, timeout_s=300) as client,
+    ):
         cases = [
             _measure(name, count, options.requests, *pair)
             for count in sorted({1, len(clips)})
@@ -123,23 +126,6 @@ def make_clip(seed: int) -> bytes:
     file = io.BytesIO()
     write_noise_clip(file, seed)
     return file.getvalue()
-
-
-@contextmanager
-def _server(artifact: Path, threads: int) -> Iterator[str]:
-    """Start a server, yield its gRPC address, stop it."""
-    flags = ("--artifact", str(artifact), "--http-port", "0", "--grpc-port", "0", "--log-level", "warning")
-    sizes = ("--threads", str(threads), "--decode-workers", str(threads))
-    process = subprocess.Popen([sys.executable, "-m", "serving", *flags, *sizes], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        ready = dict(word.split("=", 1) for word in process.stdout.readline().split()[1:])
-        if "grpc" not in ready:
-            raise SystemExit("the server did not start; its message stands above.")
-        yield ready["grpc"]
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 def _measure(name: str, views: int, requests: int, bare: Callable[[], None], ask: Callable[[], Decision]) -> Case:
