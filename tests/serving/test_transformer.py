@@ -1,4 +1,4 @@
-"""The transformer in front of the genuine Triton: one contract with the embedded server, views of all clients batched."""
+"""The transformer in front of the genuine Triton: one contract with the embedded server, views of all clients together."""
 
 from __future__ import annotations
 
