@@ -8,6 +8,7 @@ set -euo pipefail
 PACKAGES=(
     "prometheus promtool"  # rules, their tests, and what scrapes in tests and in `make monitoring-demo`
     "chromium chromium"  # the pages as people see them
+    "srt-tools srt-live-transmit"  # cameras over SRT, which the FFmpeg in PyAV's wheels lacks
     "chromium-driver chromedriver"  # and as tests press their buttons
 )
 

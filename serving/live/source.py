@@ -20,6 +20,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from mvfoul.errors import ConfigError, MVFoulError
+from serving.live import srt
 from serving.live.clock import TICKS_PER_S
 
 PATTERN_SCHEME: Final = "lavfi"
@@ -109,14 +110,19 @@ def check_url(url: str, camera: str) -> None:
             raise ConfigError(f"camera {camera}: there is no file {str(path)!r}. Give a file, or a URL with ://.")
         return
     if scheme not in _WHITELISTS:
-        known = ", ".join(f"{s}://" for s in _WHITELISTS if has_protocol(s))
+        known = ", ".join(f"{s}://" for s in _WHITELISTS if _can_open(s))
         raise ConfigError(f"camera {camera}: {url!r} has the unknown protocol {scheme}. Use {known}, lavfi: or a file.")
     _check_address(url, camera)
-    if not has_protocol(scheme):
+    if not _can_open(scheme):
+        cure = f"Install {srt.PROGRAM} (Debian: srt-tools)" if scheme == "srt" else "Use another protocol"
         raise ConfigError(
             f"camera {camera}: {url!r} needs the protocol {scheme}, which this build of FFmpeg lacks "
-            f"(PyAV {av.__version__}). Use another protocol, or a PyAV that was built with it."
+            f"(PyAV {av.__version__}). {cure}, or a PyAV that was built with it."
         )
+
+
+def _can_open(scheme: str) -> bool:
+    return has_protocol(scheme) or (scheme == "srt" and srt.is_available())
 
 
 def _check_pattern(url: str, camera: str) -> None:
@@ -170,6 +176,13 @@ def open_source(url: str) -> Iterator[Source]:
     if scheme_of(url) == PATTERN_SCHEME:
         with av.open(url.split(":", 1)[1], format="lavfi") as container:
             yield _Pattern(container)
+        return
+    if scheme_of(url) == "srt" and not has_protocol("srt"):
+        with (
+            srt.SrtPipe(url, open_timeout_s=_OPEN_TIMEOUT_S, read_timeout_s=_READ_TIMEOUT_S) as pipe,
+            av.open(pipe, "r", format="mpegts", container_options=dict(_COMMON_OPTIONS)) as container,
+        ):
+            yield _Stream(container, _video_of(container))
         return
     with _open(url) as container:
         yield _Stream(container, _video_of(container))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,11 +15,12 @@ import pytest
 from mvfoul.clip import ClipSpec
 from mvfoul.errors import ConfigError
 from mvfoul.video import decode_clip
+from serving.live import srt
 from serving.live.camera import Camera, CameraHealth, CameraSpec, CutError, check_names
 from serving.live.clock import now_s
 from serving.live.source import has_protocol
 from serving.live.streaming.programme import Repeated, Take
-from serving.live.streaming.server import Address, StreamProtocol, StreamServer
+from serving.live.streaming.server import Address, StreamProtocol, StreamServer, free_udp_port
 
 FRAMES = 60
 SPEC = ClipSpec(window=(0, 30), frame_indices=tuple(range(30)), size_px=32)
@@ -289,9 +291,31 @@ def test_a_url_that_can_never_work_is_refused(url: str, message: str) -> None:
 
 
 @pytest.mark.skipif(has_protocol("srt"), reason="this FFmpeg has SRT")
-def test_a_protocol_that_this_ffmpeg_lacks_is_named() -> None:
-    with pytest.raises(ConfigError, match="needs the protocol srt, which this build of FFmpeg lacks"):
+def test_a_protocol_that_is_missing_here_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(
+        ConfigError, match=r"needs the protocol srt, which this build of FFmpeg lacks .* Install srt-live"
+    ):
         CameraSpec("main", "srt://127.0.0.1:9000")
+
+
+@pytest.mark.skipif(not srt.is_available(), reason="srt-live-transmit is not installed (Debian: srt-tools)")
+def test_a_camera_over_srt(
+    programme: Repeated, camera: Callable[..., Camera], frame_numbers: Callable[[np.ndarray], list[int]]
+) -> None:
+    port = free_udp_port("127.0.0.1")
+    with StreamServer(["main"], programme, address=Address(protocol="udp")) as server:
+        source = server.urls["main"].replace("udp://127.0.0.1:", "udp://:")
+        sender = subprocess.Popen([srt.PROGRAM, "-q", source, f"srt://127.0.0.1:{port}?mode=listener"])
+        try:
+            # SRT holds every packet back for its latency, which arrival does not tell.
+            main = camera(f"srt://127.0.0.1:{port}?latency=20", offset_s=-0.02)
+            _until(main, lambda health: health.state == "ok")
+            _cut(main, server, frame_numbers)
+        finally:
+            sender.kill()
+            sender.wait()
+        assert _until(main, lambda health: health.state == "gone").reason
 
 
 def test_names_are_checked(clip: Path) -> None:
