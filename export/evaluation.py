@@ -10,7 +10,10 @@ from export.config import ExportConfig
 from mvfoul.errors import ConfigError
 from training.checkpoint import Checkpoint
 
-_KEPT: Final = ("split", "actions", "views", "score", "action", "offence_severity", "intervals", "top2", "single_view")
+_KEPT: Final = (
+    *("split", "actions", "views", "score", "action", "offence_severity", "intervals", "top2", "single_view"),
+    "answers",  # what the server compares its own with
+)
 """Of metrics.json: figures. Paths and names of clips stay out of an artifact."""
 
 

@@ -106,7 +106,7 @@ class LocalBackend:
     def _run(
         self, views: NDArray[np.uint8], earlier: NDArray[np.float32] | None, call: Call, submitted: float
     ) -> Scored:
-        call.stages_s["queue"] = time.perf_counter() - submitted
+        call.waited("queue", submitted)
         call.remaining_s()  # nobody waits for an answer after the deadline: do not compute it
         with call.stage("encode"):
             features = self._graphs.encode(views) if len(views) else no_features(earlier)

@@ -13,6 +13,7 @@ from mvfoul.engines import EngineName
 from mvfoul.prediction import DEFAULT_ABSTAIN_BELOW
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["text", "json"]
 
 _MIB = 1 << 20
 
@@ -88,10 +89,21 @@ class ServeConfig:
     """A self-test that takes longer has failed."""
     abstain_below: float = DEFAULT_ABSTAIN_BELOW
     """A head whose best probability is lower says "abstain". 0 never does."""
+    drift_window: int = 500
+    """The last answers that mvfoul_drift_psi compares with the evaluation in the manifest."""
+    drift_min_answers: int = 200
+    """With fewer answers the drift is not told: chance alone would look like it."""
+    trace_endpoint: str | None = None
+    """http://host:4318 of an OpenTelemetry collector (OTLP over HTTP): a span per request and per stage; Triton's join
+    the same trace. Needs the extra tracing."""
+    trace_ratio: float = 1.0
+    """Share of the requests traced whose client has not decided it (header traceparent), 0 to 1."""
     grace_s: float = 30.0
     """After SIGTERM, requests in flight get this long to finish."""
     log_level: LogLevel = "info"
     """Of the log on stderr. info: one line per request; never the contents of a clip."""
+    log_format: LogFormat = "text"
+    """json: one object per line, with request id, client, labels and milliseconds by stage in fields of their own."""
 
     def __post_init__(self) -> None:
         for flag, port in (("--http-port", self.http_port), ("--grpc-port", self.grpc_port)):
@@ -113,6 +125,7 @@ class ServeConfig:
             self.max_request_bytes < 1 << 31, "--max-request-bytes", self.max_request_bytes, "Use less than 2 GiB."
         )
         self._check_limits()
+        self._check_observation()
         self._check_artifacts()
         check_flag(0 <= self.abstain_below <= 1, "--abstain-below", self.abstain_below, "Use 0 to 1.")
         check_flag(self.grace_s >= 0, "--grace-s", self.grace_s, "Use 0 or more.")
@@ -130,6 +143,13 @@ class ServeConfig:
             ("--self-test-timeout-s", self.self_test_timeout_s),
         ):
             check_flag(value > 0, flag, value, "Use more than 0.")
+
+    def _check_observation(self) -> None:
+        enough = 1 <= self.drift_min_answers <= self.drift_window
+        check_flag(enough, "--drift-min-answers", self.drift_min_answers, "Use 1 up to --drift-window.")
+        check_flag(0 <= self.trace_ratio <= 1, "--trace-ratio", self.trace_ratio, "Use 0 to 1.")
+        accepted = self.trace_endpoint is None or self.trace_endpoint.startswith(("http://", "https://"))
+        check_flag(accepted, "--trace-endpoint", self.trace_endpoint, "Use http://host:4318.")
 
     def _check_artifacts(self) -> None:
         check_flag(0 <= self.canary_share <= 1, "--canary-share", self.canary_share, "Use 0 to 1.")

@@ -55,6 +55,11 @@ class Answer:
     """Views that this request encoded; in a session fewer than the answer is about."""
     session: SessionState | None = None
 
+    @property
+    def stages_ms(self) -> dict[str, float]:
+        """`stages_s` in milliseconds, rounded for people."""
+        return {stage: round(seconds * 1000, 3) for stage, seconds in self.stages_s.items()}
+
 
 class Engine:
     """Answers requests from one event loop; `aclose` it at the end."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote
 
@@ -19,7 +20,7 @@ from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from mvfoul.errors import ConfigError, MVFoulError, RequestError
 from serving.call import TRANSPORT, Transport
 from serving.dataplane import FoulDataPlane
-from serving.metrics import Metrics
+from serving.observer import Observer
 from serving.status import INTERNAL, status_of
 
 log = logging.getLogger("mvfoul.serving")
@@ -39,15 +40,15 @@ _FOREVER_S = 30 * 24 * 3600.0
 class FoulServicer(InferenceServicer):  # type: ignore[misc]  # kserve has no types
     """The RPCs. Errors leave as exceptions; `StatusInterceptor` turns them into statuses."""
 
-    def __init__(self, data_plane: FoulDataPlane, repository: ModelRepositoryExtension, metrics: Metrics) -> None:
+    def __init__(self, data_plane: FoulDataPlane, repository: ModelRepositoryExtension, observer: Observer) -> None:
         super().__init__(data_plane, repository)
         self._plane = data_plane
-        self._metrics = metrics
+        self._observer = observer
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: grpc.aio.ServicerContext) -> Any:  # noqa: N802
         """Answer one inference request."""
-        with self._metrics.request("grpc"):
-            TRANSPORT.set(_transport(request, context))
+        with self._observer.request("grpc", context.invocation_metadata() or ()) as trace:
+            TRANSPORT.set(replace(_transport(request, context), request_id=request.id, trace=trace))
             self._plane.check_model(request.model_name, request.model_version)
             _check_layout(request)
             infer_request = InferRequest.from_grpc(request)

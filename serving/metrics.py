@@ -6,10 +6,10 @@ not counted; over REST it is.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
@@ -17,11 +17,12 @@ from mvfoul.artifact import Artifact
 from mvfoul.labels import VOCABULARIES
 from mvfoul.prediction import HeadPrediction, Prediction
 from serving.call import STAGES
+from serving.drift import DRIFT_OF, Drift
 from serving.engine import Answer, Engine
 from serving.generation import ROLES
 from serving.sessions import END_REASONS
 from serving.shadow import SHADOW_OUTCOMES
-from serving.status import INTERNAL, REASONS, status_of
+from serving.status import REASONS, status_of
 
 PROTOCOLS = ("grpc", "rest")
 QUEUES = ("decode", "encode")
@@ -31,16 +32,16 @@ _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
 _VIEW_BUCKETS = (0, 1, 2, 3, 4, 5, 6, 8, 16)
 _CONFIDENCE_BUCKETS = tuple(round(0.1 * step, 1) for step in range(1, 11))
 
-log = logging.getLogger("mvfoul.serving")
-
 
 class Metrics:
     """All metrics of one server."""
 
-    def __init__(self, *, registry: CollectorRegistry = REGISTRY) -> None:
+    def __init__(self, *, registry: CollectorRegistry = REGISTRY, drift: Drift | None = None) -> None:
+        self._drift = drift or Drift()
         self._make_request_metrics(registry)
         self._make_state_metrics(registry)
         self._make_artifact_metrics(registry)
+        self._make_drift_metrics(registry)
         self._initialise()
 
     def _make_request_metrics(self, registry: CollectorRegistry) -> None:
@@ -122,6 +123,19 @@ class Metrics:
             registry=registry,
         )
 
+    def _make_drift_metrics(self, registry: CollectorRegistry) -> None:
+        psi = Gauge(
+            "mvfoul_drift_psi",
+            "Population stability index of the last answers against the evaluation in the manifest; NaN: not known",
+            ("head", "of"),
+            registry=registry,
+        )
+        for head in VOCABULARIES:
+            for of in DRIFT_OF:
+                psi.labels(head, of).set_function(partial(self._drift.index, head, of))
+        answers = Gauge("mvfoul_drift_answers", "Answers that mvfoul_drift_psi looks at", registry=registry)
+        answers.set_function(lambda: self._drift.answers)
+
     def watch(self, engine: Engine, *, ready: Callable[[], bool]) -> None:
         """Read the gauges from their owners at each scrape."""
         self._gauges["requests_in_flight"].set_function(lambda: engine.in_flight)
@@ -134,13 +148,14 @@ class Metrics:
 
     def show_artifacts(self, artifacts: Mapping[str, Artifact]) -> None:
         """Replace what is shown as on duty; artifacts by role."""
+        self._drift.watch(artifacts["primary"])
         self._artifact.clear()
         for role, artifact in artifacts.items():
             self._artifact.labels(**_artifact_labels(artifact), role=role).set(1)
 
     @contextmanager
     def request(self, protocol: str) -> Iterator[None]:
-        """Time, count and log one request; errors pass through."""
+        """Time and count one request; errors pass through."""
         start = time.perf_counter()
         outcome = "ok"
         try:
@@ -148,7 +163,6 @@ class Metrics:
         except BaseException as error:
             outcome = status_of(error).reason
             self._errors.labels(outcome).inc()
-            _log_failure(protocol, outcome, error)
             raise
         finally:
             self._request_s.labels(protocol, outcome).observe(time.perf_counter() - start)
@@ -161,6 +175,8 @@ class Metrics:
         if answer.new_views:
             self._batch.observe(answer.new_views)
         self._routed.labels(answer.role).inc()
+        if answer.role == "primary":
+            self._drift.add(answer.prediction, answer.artifact)
         self._count_labels(answer.prediction)
 
     def self_tested(self, outcome: str, seconds: float) -> None:
@@ -234,11 +250,3 @@ def _artifact_labels(artifact: Artifact | None) -> dict[str, str]:
         "checkpoint": origin.checkpoint_sha256[:12] if origin else "",
         "created_at": manifest.created_at if manifest else "",
     }
-
-
-def _log_failure(protocol: str, outcome: str, error: BaseException) -> None:
-    # One line. Where a bug happened is logged by the server that ends the request, for every kind of call.
-    if outcome == INTERNAL.reason:
-        log.error("%s request failed: %r", protocol, error)
-    else:
-        log.warning("%s request refused: %s: %s", protocol, outcome, error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from mvfoul.artifact import ACTION_PROBABILITIES, OFFENCE_SEVERITY_PROBABILITIES
 from mvfoul.errors import DeadlineError, UnavailableError
 from serving.call import TRANSPORT, Call
 from serving.engine import Answer, Engine
-from serving.metrics import Metrics
+from serving.observer import Observer
 from serving.parameters import read_call
 from serving.protocol import (
     DECISION,
@@ -32,23 +31,21 @@ from serving.protocol import (
 from serving.readiness import Readiness
 from serving.shadow import Shadow
 
-log = logging.getLogger("mvfoul.serving")
-
 
 class FoulModel(Model):  # type: ignore[misc]  # kserve has no types
     """Serves one engine under one name."""
 
-    def __init__(self, name: str, engine: Engine, metrics: Metrics, readiness: Readiness) -> None:
+    def __init__(self, name: str, engine: Engine, observer: Observer, readiness: Readiness) -> None:
         super().__init__(name)
         self.engine = False  # KServe's flag for models with an engine process of their own
         self.core = engine
         self.stopping = False
         self.shadow: Callable[[], Shadow | None] = lambda: None
         """Returns who gets a copy of the requests."""
-        self._metrics = metrics
+        self._observer = observer
         self._readiness = readiness
         self.ready = True  # KServe's flag; `accepts_requests` is ours
-        metrics.watch(engine, ready=lambda: self.healthy)
+        observer.metrics.watch(engine, ready=lambda: self.healthy)
 
     @property
     def healthy(self) -> bool:
@@ -98,8 +95,7 @@ class FoulModel(Model):  # type: ignore[misc]  # kserve has no types
         check_envelope(request_id, list(payload.parameters or ()), tensor_parameters, wanted)
         call = read_call(request_id, payload.parameters or {}, TRANSPORT.get())
         answer = await self._answer([_tensor(item) for item in payload.inputs], call)
-        self._metrics.answered(answer)
-        self._log(request_id, answer)
+        self._observer.answered(answer, call)
         return self._response(payload, request_id, wanted, answer)
 
     async def _answer(self, tensors: list[Tensor], call: Call) -> Answer:
@@ -136,7 +132,7 @@ class FoulModel(Model):  # type: ignore[misc]  # kserve has no types
             "artifact": answer.artifact.version,
             **answer.prediction.to_json(),
             **({"session": asdict(answer.session)} if answer.session else {}),
-            "timings_ms": _timings_ms(answer),
+            "timings_ms": answer.stages_ms,
         }
         return {
             ACTION_PROBABILITIES: answer.scores.action_probabilities,
@@ -144,17 +140,6 @@ class FoulModel(Model):  # type: ignore[misc]  # kserve has no types
             VIEW_WEIGHTS: answer.scores.view_weights,
             DECISION: np.array([json.dumps(decision).encode()], dtype=np.object_),
         }
-
-    def _log(self, request_id: str, answer: Answer) -> None:
-        prediction = answer.prediction
-        stages = " ".join(f"{stage} {ms:.1f}" for stage, ms in _timings_ms(answer).items())
-        views = len(prediction.view_weights)
-        labels = f"{prediction.action.label!r} {prediction.offence_severity.label!r}"
-        log.info("answered id=%r views=%d %s ms: %s", request_id, views, labels, stages)
-
-
-def _timings_ms(answer: Answer) -> dict[str, float]:
-    return {stage: round(seconds * 1000, 3) for stage, seconds in answer.stages_s.items()}
 
 
 def _tensor(item: InferInput) -> Tensor:

@@ -41,6 +41,7 @@ def read_call(request_id: str, parameters: Mapping[str, Any], transport: Transpo
         priority=_priority(parameters.get(PRIORITY, LIVE)),
         deadline=_deadline(parameters.get(TIMEOUT, 0), transport.deadline),
         version=transport.version,
+        trace=transport.trace,
         action_id=action_id,
         drop_views=drop_views,
     )

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from mvfoul.artifact import Artifact
 from mvfoul.command import available_cpus
 from mvfoul.video import DecodeLimits
+from serving.call import Tracing
 from serving.config import ServeConfig
+from serving.drift import Drift
 from serving.engine import Engine, EngineSettings
 from serving.generation import Generation, Router
 from serving.loading import Loader, LocalLoader, TritonLoader
 from serving.metrics import Metrics
+from serving.observer import Observer
 from serving.readiness import Readiness
 from serving.sessions import SessionLimits
 from serving.shadow import Shadow
@@ -24,22 +28,25 @@ class Parts:
     """One of each; `aclose` in the event loop that used them."""
 
     engine: Engine
-    metrics: Metrics
+    observer: Observer
     readiness: Readiness
     swapper: Swapper
     close_backend: Callable[[], Awaitable[None]]
     """Closes what all generations share."""
+    tracing: Tracing | None = None
 
     async def aclose(self) -> None:
         """Close everything."""
         await self.swapper.aclose()
         await self.engine.aclose()
         await self.close_backend()
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
 
 
 def embedded(config: ServeConfig, generation: Generation) -> Parts:
     """Return the parts of a server that computes in this process."""
-    return _assemble(config, Metrics(), generation, LocalLoader(config), _nothing)
+    return _assemble(config, _metrics(config), generation, LocalLoader(config), _nothing)
 
 
 def transformer(config: ServeConfig, artifact: Artifact) -> Parts:
@@ -47,11 +54,15 @@ def transformer(config: ServeConfig, artifact: Artifact) -> Parts:
     from serving.triton.connection import Connection
     from serving.triton.settings import triton_settings
 
-    metrics = Metrics()
+    metrics = _metrics(config)
     connection = Connection(triton_settings(config))
     connection.on_retry = metrics.retried
     loader = TritonLoader(config, connection)
     return _assemble(config, metrics, loader.bind(artifact, "primary"), loader, connection.aclose)
+
+
+def _metrics(config: ServeConfig) -> Metrics:
+    return Metrics(drift=Drift(window=config.drift_window, at_least=config.drift_min_answers))
 
 
 def _assemble(
@@ -69,7 +80,8 @@ def _assemble(
     swapper.observe = metrics.swapped
     swapper.on_change = lambda: metrics.show_artifacts(swapper.artifacts())
     swapper.on_change()
-    return Parts(engine, metrics, readiness, swapper, close_backend)
+    tracing = _tracing(config)
+    return Parts(engine, Observer(metrics, tracing), readiness, swapper, close_backend, tracing)
 
 
 def engine_settings(config: ServeConfig) -> EngineSettings:
@@ -90,6 +102,14 @@ def engine_settings(config: ServeConfig) -> EngineSettings:
             ttl_s=config.session_ttl_s,
         ),
     )
+
+
+def _tracing(config: ServeConfig) -> Tracing | None:
+    if config.trace_endpoint is None:
+        return None
+    from serving.tracing import OpenTelemetry
+
+    return OpenTelemetry(config.trace_endpoint, config.trace_ratio)
 
 
 async def _nothing() -> None:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import uvicorn
@@ -26,7 +27,7 @@ from starlette.responses import JSONResponse
 from mvfoul.errors import ClientGoneError, ConfigError, MVFoulError, RequestTooLargeError
 from serving.call import TRANSPORT, Transport
 from serving.dataplane import FoulDataPlane
-from serving.metrics import Metrics
+from serving.observer import Observer
 from serving.protocol import Tensor
 from serving.rest_body import JSON_LENGTH_HEADER, RestRequest, parse_body
 from serving.status import status_of
@@ -39,21 +40,23 @@ T = TypeVar("T")
 class InferEndpoint:
     """`POST /v2/models/{name}[/versions/{version}]/infer`."""
 
-    def __init__(self, data_plane: FoulDataPlane, metrics: Metrics, *, max_request_bytes: int) -> None:
+    def __init__(self, data_plane: FoulDataPlane, observer: Observer, *, max_request_bytes: int) -> None:
         self._plane = data_plane
-        self._metrics = metrics
+        self._observer = observer
         self._max_request_bytes = max_request_bytes
 
     async def infer(self, request: Request, model_name: str, model_version: str = "") -> Response:
         """Answer one inference request."""
-        with self._metrics.request("rest"):
+        with self._observer.request("rest", request.headers.items()) as trace:
+            host = request.client.host if request.client else ""
+            transport = Transport(client=host, version=model_version, trace=trace)
+            TRANSPORT.set(transport)
             model = self._plane.check_model(model_name, model_version)
             # Before the body, so that what will be refused is not read into memory first.
             model.core.check_capacity()
             body = await self._read(request)
             parsed = parse_body(body, request.headers.get(JSON_LENGTH_HEADER))
-            host = request.client.host if request.client else ""
-            TRANSPORT.set(Transport(client=host, version=model_version))
+            TRANSPORT.set(replace(transport, request_id=parsed.request_id))
             work = self._plane.infer(model_name=model_name, request=_to_kserve(model_name, parsed))
             response, _ = await _unless_gone(request, work)
             return _to_http(response)

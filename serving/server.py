@@ -39,7 +39,7 @@ class FoulServer(ModelServer):  # type: ignore[misc]  # kserve has no types
         super().__init__(registered_models=registry, enable_latency_logging=False)
         self._config = config
         self._parts = parts
-        self._model = FoulModel(config.model_name, parts.engine, parts.metrics, parts.readiness)
+        self._model = FoulModel(config.model_name, parts.engine, parts.observer, parts.readiness)
         self._model.shadow = lambda: parts.swapper.shadow
         self.register_model(self._model)
         self.dataplane = FoulDataPlane(self._model, registry)
@@ -64,10 +64,10 @@ class FoulServer(ModelServer):  # type: ignore[misc]  # kserve has no types
 
     async def _run(self) -> None:
         config = self._config
-        servicer = FoulServicer(self.dataplane, self.model_repository_extension, self._parts.metrics)
+        servicer = FoulServicer(self.dataplane, self.model_repository_extension, self._parts.observer)
         address = _address(config.host, config.grpc_port)
         grpc_server, grpc_port = build_grpc_server(servicer, address, max_request_bytes=config.max_request_bytes)
-        endpoint = InferEndpoint(self.dataplane, self._parts.metrics, max_request_bytes=config.max_request_bytes)
+        endpoint = InferEndpoint(self.dataplane, self._parts.observer, max_request_bytes=config.max_request_bytes)
         swap = self._parts.swapper.swap if config.admin else None
         app = build_app(endpoint, self.dataplane, self.model_repository_extension, swap=swap)
         with contextlib.closing(bind(config.host, config.http_port)) as listener:

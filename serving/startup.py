@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 
 from mvfoul.artifact import load_artifact
-from serving.config import LogLevel, ServeConfig
+from serving.config import ServeConfig
+from serving.json_log import configure_logging
 from serving.loading import load_here
-
-log = logging.getLogger("mvfoul.serving")
 
 
 def run(config: ServeConfig) -> None:
@@ -19,7 +17,7 @@ def run(config: ServeConfig) -> None:
         ArtifactError: The artifact is damaged or fails its self-test.
         ConfigError: An address cannot be bound.
     """
-    _configure_logging(config.log_level)
+    configure_logging(config.log_level, config.log_format)
     if config.triton is None:
         generation = load_here(config, config.artifact, "primary")
     else:
@@ -32,10 +30,3 @@ def run(config: ServeConfig) -> None:
 
     parts = embedded(config, generation) if config.triton is None else transformer(config, artifact)
     FoulServer(config, parts).start()
-
-
-def _configure_logging(level: LogLevel) -> None:
-    logging.basicConfig(
-        level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
-    logging.getLogger("mvfoul").setLevel(level.upper())

@@ -163,7 +163,9 @@ class Fit:
         # The best one first: whoever reads last.pth.tar may rely on the best epoch that its histories tell of.
         also = [BEST] if best else []
         also += [epoch_file(self.progress.epochs)] if self.progress.epochs in kept else []
-        self._save({"split": "valid", "loss": valid.loss, "actions": valid.labelled, **valid.metrics.to_json()}, also)
+        answers = {str(head): seen.to_json() for head, seen in valid.populations.items()}
+        figures = {"split": "valid", "loss": valid.loss, "actions": valid.labelled, "answers": answers}
+        self._save({**figures, **valid.metrics.to_json()}, also)
         if self.world.is_main:
             remove_epochs_but(self.output, kept)
 

@@ -11,13 +11,19 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mvfoul.labels import VOCABULARIES, Head
+from mvfoul.population import CONFIDENCE_BINS, Population, confidence_bins
 from training.dataset import ActionBatch
 from training.distributed import World
 from training.loss import LossSums
 from training.metrics import Confusion, Metrics, confusion_matrix, empty_confusions, metrics_of
 from training.model.network import FoulLogits
+
+
+def _no_confidences() -> dict[Head, NDArray[np.int64]]:
+    return {head: np.zeros(CONFIDENCE_BINS, np.int64) for head in VOCABULARIES}
 
 
 @dataclass
@@ -26,6 +32,8 @@ class PassResult:
 
     loss_sums: dict[Head, float] = field(default_factory=lambda: dict.fromkeys(VOCABULARIES, 0.0))
     confusions: dict[Head, Confusion] = field(default_factory=empty_confusions)
+    confidences: dict[Head, NDArray[np.int64]] = field(default_factory=_no_confidences)
+    """Labelled actions by the probability of their answer, in `mvfoul.population.CONFIDENCE_BINS` bins."""
     labelled: int = 0
     """Actions that the sums and matrices count."""
     views: int = 0
@@ -43,8 +51,10 @@ class PassResult:
     def add(self, batch: ActionBatch, logits: FoulLogits, losses: LossSums) -> None:
         """Count one batch."""
         for head in VOCABULARIES:
-            labels, answers = getattr(batch, head), getattr(logits, head).argmax(dim=1)
-            self.confusions[head] += confusion_matrix(labels.cpu(), answers.cpu(), len(VOCABULARIES[head]))
+            labels, answers = getattr(batch, head).cpu(), getattr(logits, head).detach()
+            self.confusions[head] += confusion_matrix(labels, answers.argmax(dim=1).cpu(), len(VOCABULARIES[head]))
+            shares = answers.float().softmax(dim=1).amax(dim=1).cpu()[labels >= 0]
+            self.confidences[head] += np.bincount(confidence_bins(shares), minlength=CONFIDENCE_BINS)
             self.loss_sums[head] += float(getattr(losses, head).detach())
         self.labelled += losses.labelled
         self.views += len(batch.views)
@@ -57,13 +67,18 @@ class PassResult:
     def state_dict(self) -> dict[str, Any]:
         """Return plain values for the checkpoint of an epoch in progress."""
         confusions = {head: matrix.tolist() for head, matrix in self.confusions.items()}
-        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "confusions": confusions}
+        confidences = {head: counts.tolist() for head, counts in self.confidences.items()}
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**plain, "confusions": confusions, "confidences": confidences}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on counting where `state` was taken."""
         for name, value in state.items():
             setattr(self, name, copy.deepcopy(value))
         self.confusions = {head: np.asarray(rows, np.int64) for head, rows in state["confusions"].items()}
+        # A checkpoint of an earlier version has none.
+        counted = state.get("confidences", _no_confidences())
+        self.confidences = {head: np.asarray(counts, np.int64) for head, counts in counted.items()}
 
     def over_ranks(self, world: World) -> PassResult:
         """Return the sum of all ranks' results."""
@@ -73,6 +88,7 @@ class PassResult:
             for head in VOCABULARIES:
                 total.loss_sums[head] += other.loss_sums[head]
                 total.confusions[head] += other.confusions[head]
+                total.confidences[head] += other.confidences[head]
             total.labelled += other.labelled
             total.views += other.views
             total.skipped += other.skipped
@@ -81,6 +97,14 @@ class PassResult:
             for name in ("seconds", "wait_seconds", "peak_memory_bytes"):
                 setattr(total, name, max(getattr(total, name), getattr(other, name)))
         return total
+
+    @property
+    def populations(self) -> dict[Head, Population]:
+        """How often each label was answered, and each confidence."""
+        return {
+            head: Population(tuple(matrix.sum(axis=0).tolist()), tuple(self.confidences[head].tolist()))
+            for head, matrix in self.confusions.items()
+        }
 
     @property
     def losses(self) -> dict[Head, float]:

@@ -39,7 +39,7 @@ class Connection:
         """host:port."""
         return self.settings.target
 
-    async def infer(self, request: pb.ModelInferRequest, call: Call, metadata: tuple[tuple[str, str], ...] = ()) -> Any:
+    async def infer(self, request: pb.ModelInferRequest, call: Call) -> Any:
         """Return Triton's response.
 
         Raises:
@@ -49,8 +49,9 @@ class Connection:
             ServiceError: Anything else.
         """
         stub = GRPCInferenceServiceStub(self._open())
+        metadata = call.trace.headers() if call.trace else None
         return await self._with_retries(
-            lambda: stub.ModelInfer(request, timeout=call.remaining_s(), metadata=metadata or None), call
+            lambda: stub.ModelInfer(request, timeout=call.remaining_s(), metadata=metadata), call
         )
 
     async def load(self, model: str) -> None:

@@ -5,7 +5,7 @@ A = actions, N = their views in all, C = classes of a head. Clips stream through
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from mvfoul.errors import CheckpointError
 from mvfoul.labels import VOCABULARIES, FoulLabels, Head
+from mvfoul.population import Population, count_answers
+from training.calibration import probabilities
 from training.dataset import ActionBatch
 from training.metrics import Confusion, confusion_matrix
 from training.model.network import FoulLogits, FoulNetwork, pad_features, pad_kinds
@@ -95,6 +97,14 @@ class Answers:
             answers = self.view_answers(head) if alone else self.rankings(head)[:, 0]
             matrices[head] = confusion_matrix(labels, answers, len(names))
         return matrices
+
+    def populations(self, temperatures: Mapping[Head, float]) -> dict[Head, Population]:
+        """Return how often each label and each confidence occurs among all actions, labelled or not."""
+        found = {}
+        for head, names in VOCABULARIES.items():
+            confidences = probabilities(self.logits(head), temperatures[head]).max(axis=1)
+            found[head] = count_answers(self.rankings(head)[:, 0], confidences, len(names), temperatures[head])
+        return found
 
     def top2(self, head: Head) -> float:
         """Return the share of labelled actions whose label is among the two most probable ones."""

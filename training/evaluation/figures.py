@@ -27,6 +27,7 @@ def metrics_json(evaluation: Evaluation, config: EvaluateConfig, checkpoint: Che
         "views": answers.views,
         "skipped_clips": answers.skipped,
         "actions_left_out": answers.left_out,
+        "answers": {str(head): seen.to_json() for head, seen in answers.populations(evaluation.temperatures).items()},
         "score": None,
     }
     if not evaluation.labelled:

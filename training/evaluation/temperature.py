@@ -39,7 +39,14 @@ def calibrate_checkpoint(config: CalibrateConfig) -> dict[Head, float]:
     for line in _lines(answers, temperatures, checkpoint.temperatures):
         console.say(line)
     out = config.out or config.ckpt
-    save_checkpoint(out, replace(checkpoint, temperatures={str(head): value for head, value in temperatures.items()}))
+    # The confidences that the checkpoint's evaluation counted are those of the old temperatures.
+    populations = {str(head): seen.to_json() for head, seen in answers.populations(temperatures).items()}
+    calibrated = replace(
+        checkpoint,
+        temperatures={str(head): value for head, value in temperatures.items()},
+        evaluation={**checkpoint.evaluation, "answers": populations},
+    )
+    save_checkpoint(out, calibrated)
     console.say(f"\nwritten to {out}\n\nNext:")
     console.say(
         f"  python -m training.evaluate --ckpt {shlex.quote(str(out))} --data.root {shlex.quote(str(config.root))}"
