@@ -1,12 +1,13 @@
 """OpenTelemetry spans: one per request, one per stage below it; Triton's own become children of the stage that asks it.
 
-Imported only with `--trace-endpoint`. A thread sends the spans in batches (OTLP over HTTP, protobuf); a collector that is
-away costs spans, never a request. They say who was slow and what was answered: no clips, no tokens, no headers of the
-client but the W3C's trace context, whose trace the spans join.
+Imported only with `--trace-endpoint`. A thread sends the spans in batches (OTLP over HTTP, protobuf); a collector that
+is away costs spans, never a request. They say who was slow and what was answered: no clips, no tokens, no headers of
+the client but the W3C's trace context, whose trace the spans join.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ except ModuleNotFoundError as error:
 _HEADERS: Final = ("traceparent", "tracestate")
 _SERVICE: Final = "mvfoul-serving"
 _EXPORT_S: Final = 5.0
-_LAST_EXPORT_MS: Final = 3000
+_LAST_EXPORT_S: Final = 3.0
 
 _propagator: Final = TraceContextTextMapPropagator()
 
@@ -67,9 +68,10 @@ class OpenTelemetry:
             span.end()
 
     def close(self) -> None:
-        """Send what is left, within seconds, and end the thread."""
-        self._provider.force_flush(_LAST_EXPORT_MS)
-        self._provider.shutdown()
+        """Send what is left, within seconds: a collector that is away must not hold up the end of the process."""
+        last = threading.Thread(target=self._provider.shutdown, daemon=True)
+        last.start()
+        last.join(_LAST_EXPORT_S)
 
 
 class _RequestTrace:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from google.protobuf.json_format import ParseDict
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 
@@ -50,7 +53,8 @@ def running_collector() -> Iterator[Collector]:
             if self.headers.get("content-encoding") == "gzip":
                 body = gzip.decompress(body)
             collector.paths.add(self.path)
-            collector.spans.extend(_spans(ExportTraceServiceRequest.FromString(body)))
+            as_json = "json" in self.headers["content-type"]
+            collector.spans.extend(_spans(_from_json(body) if as_json else ExportTraceServiceRequest.FromString(body)))
             self.send_response(200)
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -67,6 +71,24 @@ def running_collector() -> Iterator[Collector]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def _from_json(body: bytes) -> ExportTraceServiceRequest:
+    """Triton's exporter speaks OTLP's JSON, in which ids are hexadecimal where protobuf's own has base64."""
+    return ParseDict(_with_base64_ids(json.loads(body)), ExportTraceServiceRequest(), ignore_unknown_fields=True)
+
+
+def _with_base64_ids(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_with_base64_ids(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: base64.b64encode(bytes.fromhex(item)).decode()
+        if key in {"traceId", "spanId", "parentSpanId"}
+        else _with_base64_ids(item)
+        for key, item in value.items()
+    }
 
 
 def _spans(request: ExportTraceServiceRequest) -> Iterator[Span]:

@@ -69,16 +69,6 @@ def test_an_error_is_counted_by_reason_and_passes_through(metrics, registry, err
     assert registry.get_sample_value("mvfoul_request_duration_seconds_count", labels) == 1
 
 
-def test_a_refused_request_is_a_warning_and_a_bug_an_error_of_one_line(metrics, caplog):
-    for error in (RequestError("send less"), ZeroDivisionError("a bug")):
-        with pytest.raises(type(error)), metrics.request("grpc"):
-            raise error
-    assert [(record.levelname, record.message) for record in caplog.records] == [
-        ("WARNING", "grpc request refused: invalid_request: send less"),
-        ("ERROR", "grpc request failed: ZeroDivisionError('a bug')"),
-    ]
-
-
 def test_a_grpc_request_moves_the_scraped_metrics(rest, client, clips):
     before = scrape(rest)
     decision = client.classify(clips[:3])

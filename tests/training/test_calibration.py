@@ -102,7 +102,12 @@ def test_the_checkpoint_gets_the_temperatures_and_stays_otherwise_the_same(confi
     before, after = load_checkpoint(tiny_run / "best.pth.tar"), load_checkpoint(config.ckpt)
     assert dict(before.temperatures) == dict.fromkeys(VOCABULARIES, 1.0)
     assert dict(after.temperatures) == temperatures
-    assert after.evaluation == before.evaluation
+    counted = before.evaluation["answers"]
+    assert {**after.evaluation, "answers": counted} == before.evaluation
+    for head, population in after.evaluation["answers"].items():
+        assert population["temperature"] == temperatures[head]
+        assert population["labels"] == counted[head]["labels"]
+        assert sum(population["confidences"]) == sum(counted[head]["confidences"]) == 8
     assert all(torch.equal(after.state_dict[name], value) for name, value in before.state_dict.items())
     assert "note: 8 actions are few" in capsys.readouterr().out
     assert [path.name for path in config.ckpt.parent.iterdir()] == ["best.pth.tar"]
