@@ -2,19 +2,16 @@
 
     <root>/<split>/annotations.json    <root>/<split>/action_<id>/clip_<k>.mp4
 
-Different tools write the splits differently (`train`, `Train`, `chall`, `challenge`): folders are found in any known
-spelling, and in code a split has one name. The official filter leaves 2,319 of 2,916 training actions.
+Where they lie on disk is `mvfoul.layout`'s. The official filter leaves 2,319 of 2,916 training actions.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
 from mvfoul.errors import AnnotationError, LabelError
 from mvfoul.labels import (
@@ -27,18 +24,9 @@ from mvfoul.labels import (
     normalise_severity,
     offence_severity_index,
 )
+from mvfoul.layout import Split, canonical_split, clip_items, clip_path, find_split, mp4_files, read_actions
 
-Split = Literal["train", "valid", "test", "challenge"]
-SPLITS: Final[tuple[Split, ...]] = get_args(Split)
-
-_SPELLINGS: Final[Mapping[str, Split]] = {
-    **{split: split for split in SPLITS},
-    "val": "valid",
-    "validation": "valid",
-    "chall": "challenge",
-}
 _LABEL_FIELDS: Final = ("Action class", "Offence", "Severity")
-_URL: Final = re.compile(r"(?:^|/)(?P<action>action_\w+)/(?P<clip>clip_\d{1,4})(?:\.mp4)?$")
 
 
 @dataclass(frozen=True)
@@ -133,7 +121,7 @@ def load_annotations(root: Path, split: str, *, filtered: bool = True) -> Annota
     """
     name = canonical_split(split)
     folder = find_split(Path(root), name)
-    actions = _read_actions(folder / "annotations.json")
+    actions = read_actions(folder / "annotations.json")
     labelled = name != "challenge" or any(
         _text(fields.get(key)) for fields in actions.values() for key in _LABEL_FIELDS
     )
@@ -155,63 +143,6 @@ def load_annotations(root: Path, split: str, *, filtered: bool = True) -> Annota
     if not records:
         raise AnnotationError(f"{folder} has no usable action.\n{annotations.dropped_table()}")
     return annotations
-
-
-def canonical_split(split: str) -> Split:
-    """Return the one name of a split.
-
-    Raises:
-        AnnotationError: Not a split.
-    """
-    if (name := _SPELLINGS.get(split.casefold())) is None:
-        raise AnnotationError(f"unknown split {split!r}; known: {', '.join(_SPELLINGS)}.")
-    return name
-
-
-def find_split(root: Path, split: Split) -> Path:
-    """Return the folder of a split, whatever its spelling.
-
-    Raises:
-        AnnotationError: The root or the split is missing, or two folders spell the same split.
-    """
-    if (root / "annotations.json").is_file():
-        raise AnnotationError(f"{root} is itself a split (it has an annotations.json); name its parent {root.parent}.")
-    folders = split_folders(root)
-    found = folders.get(split, [])
-    if not found:
-        there = ", ".join(path.name for paths in folders.values() for path in paths) or "none"
-        raise AnnotationError(f"{root} has no split {split!r} (a folder with an annotations.json); it has: {there}.")
-    if len(found) > 1:
-        raise AnnotationError(f"{root} has {split!r} twice: {', '.join(p.name for p in found)}; remove or rename one.")
-    return found[0]
-
-
-def split_folders(root: Path) -> dict[Split, list[Path]]:
-    """Return the folders of `root` that hold a split, by split.
-
-    Raises:
-        AnnotationError: `root` is no folder.
-    """
-    if not root.is_dir():
-        raise AnnotationError(f"data root {root} is not a folder; name the one that holds train, valid and test.")
-    folders: dict[Split, list[Path]] = {}
-    for path in sorted(root.iterdir()):
-        if (split := _SPELLINGS.get(path.name.casefold())) and (path / "annotations.json").is_file():
-            folders.setdefault(split, []).append(path)
-    return {split: folders[split] for split in SPLITS if split in folders}
-
-
-def _read_actions(path: Path) -> dict[str, Mapping[str, Any]]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON, and of bytes that are not UTF-8
-        raise AnnotationError(f"{path} is not JSON ({error}); download it again.") from error
-    actions = document.get("Actions") if isinstance(document, Mapping) else None
-    if not isinstance(actions, Mapping) or not all(isinstance(fields, Mapping) for fields in actions.values()):
-        raise AnnotationError(f'{path} has no object "Actions" of objects; it is not a file of SoccerNet-MVFoul.')
-    if not actions:
-        raise AnnotationError(f'{path} has no action: its object "Actions" is empty.')
-    return {str(action_id): fields for action_id, fields in actions.items()}
 
 
 def _labels(action_id: str, fields: Mapping[str, Any], folder: Path) -> FoulLabels | str:
@@ -243,8 +174,8 @@ def _clips(
     action_id: str, fields: Mapping[str, Any], folder: Path
 ) -> tuple[tuple[ClipRecord, ...], tuple[ClipIssue, ...]]:
     """Return the clips that are on disk, and what is odd about the rest."""
-    listed = [_clip(action_id, item, folder) for item in _clip_items(action_id, fields, folder)]
-    on_disk = {path for parent in {clip.path.parent for clip in listed} for path in _mp4_files(parent)}
+    listed = [_clip(action_id, item, folder) for item in clip_items(action_id, fields, folder)]
+    on_disk = {path for parent in {clip.path.parent for clip in listed} for path in mp4_files(parent)}
     unique = {clip.path: clip for clip in listed}
     missing = [path for path in unique if path not in on_disk]
     issues = [
@@ -256,28 +187,13 @@ def _clips(
     return tuple(clip for path, clip in unique.items() if path in on_disk), tuple(issues)
 
 
-def _clip_items(action_id: str, fields: Mapping[str, Any], folder: Path) -> list[Mapping[str, Any]]:
-    items = fields.get("Clips")
-    if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
-        raise AnnotationError(f'{folder / "annotations.json"}, action {action_id}: "Clips" is not a list of objects.')
-    return items
-
-
 def _clip(action_id: str, item: Mapping[str, Any], folder: Path) -> ClipRecord:
-    url = _text(item.get("Url")).replace("\\", "/")
-    if (match := _URL.search(url)) is None:
-        raise AnnotationError(
-            f"{folder / 'annotations.json'}, action {action_id}: clip Url {url!r} does not end in action_<id>/clip_<k>."
-        )
-    path = folder / match["action"] / f"{match['clip']}.mp4"
     return ClipRecord(
-        path, _text(item.get("Camera type")), _number(item.get("Replay speed")), _number(item.get("Timestamp"))
+        clip_path(action_id, item, folder),
+        _text(item.get("Camera type")),
+        _number(item.get("Replay speed")),
+        _number(item.get("Timestamp")),
     )
-
-
-def _mp4_files(folder: Path) -> Iterable[Path]:
-    # One listing per action: on network storage much faster than asking for each file.
-    return folder.glob("*.mp4") if folder.is_dir() else ()
 
 
 def _gaps(paths: Iterable[Path]) -> list[Path]:

@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from mvfoul.command import check_flag, exit_code_of
-from training.annotations import canonical_split
+from mvfoul.layout import canonical_split
 from training.config import Device
 
 

@@ -23,16 +23,8 @@ from mvfoul.clip import TIMELINE_FPS, ClipSpec, Preset, preset
 from mvfoul.command import exit_code_of
 from mvfoul.errors import ConfigError, InvalidClipError
 from mvfoul.labels import VOCABULARIES
-from training.annotations import (
-    ActionRecord,
-    Annotations,
-    ClipRecord,
-    Split,
-    canonical_split,
-    find_split,
-    load_annotations,
-    split_folders,
-)
+from mvfoul.layout import Split, canonical_split, find_split, split_folders
+from training.annotations import ActionRecord, Annotations, ClipRecord, load_annotations
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -12,7 +12,7 @@ import tyro
 
 from mvfoul.command import check_flag, exit_code_of
 from mvfoul.errors import ConfigError
-from training.annotations import canonical_split
+from mvfoul.layout import canonical_split
 from training.config import Device
 
 _MIN_RESAMPLES: Final = 100  # of fewer, the outer 2.5 % are one or two values

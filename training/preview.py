@@ -16,7 +16,7 @@ import tyro
 
 from mvfoul.command import check_flag, exit_code_of, requested_recipe
 from mvfoul.errors import ConfigError
-from training.annotations import canonical_split
+from mvfoul.layout import canonical_split
 from training.config import AugmentConfig, ClipConfig, RecipeName
 from training.recipes import RECIPES, two_second
 

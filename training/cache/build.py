@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mvfoul.command import INTERRUPTED
-from training.annotations import ClipRecord, Split, canonical_split, find_split, load_annotations, split_folders
+from mvfoul.layout import Split, canonical_split, find_split, split_folders
+from training.annotations import ClipRecord, load_annotations
 from training.cache.config import CacheConfig
 from training.cache.store import CacheFullError, ClipStore, DamagedEntryError, Entry, Source, decoder_identity
 from training.frames import FrameRule, decode_or_reason

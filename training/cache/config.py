@@ -10,7 +10,7 @@ from typing import Annotated, Final
 import tyro
 
 from mvfoul.command import available_cpus, check_flag, requested_recipe
-from training.annotations import canonical_split
+from mvfoul.layout import canonical_split
 from training.config import ClipConfig, RecipeName
 from training.recipes import RECIPES, two_second
 

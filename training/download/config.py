@@ -10,7 +10,7 @@ from typing import Final, Literal
 import tyro
 
 from mvfoul.command import check_flag
-from training.annotations import Split
+from mvfoul.layout import Split
 
 REPOSITORY: Final = "SoccerNet/SN-MVFouls-2024"
 REPOSITORY_720P: Final = "SoccerNet/SN-MVFouls-2025"

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mvfoul.errors import DownloadError
-from training.annotations import Split
+from mvfoul.layout import Split
 from training.download.archive import Archive, OnBytes
 from training.download.config import PASSWORD_VARIABLE, DownloadConfig
 from training.download.hub import RemoteFile, difference, download, part_of, remote_file
