@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -114,6 +115,10 @@ class Asking(ABC, Generic[A]):
                 timeout_s=timeout_s,
             )
         )
+
+    def pin(self, version: str) -> None:
+        """Let only this version of the artifact answer from now on, or UnknownModelError be raised; empty: any."""
+        self._connection = replace(self._connection, version=version)
 
     @abstractmethod
     def _ask(self, question: Question) -> A:

@@ -36,6 +36,8 @@ class Connection:
     target: str
     """host:port of its gRPC."""
     model_name: str
+    version: str = ""
+    """Non-empty: this version of the artifact must answer."""
     timeout_s: float
     """For one answer, repetitions included."""
     retries: int = 0

@@ -98,6 +98,7 @@ class Question:
         tensor.set_data_from_numpy(self._inputs)
         return {
             "model_name": self._connection.model_name,
+            "model_version": self._connection.version,
             "inputs": [tensor],
             "request_id": self.request_id,
             "priority": self._priority,

@@ -14,7 +14,10 @@ from serving.config import ServeConfig
 GOLDEN = Path(__file__).parent / "golden"
 
 
-@pytest.mark.parametrize(("module", "golden"), [("serving", "help.txt"), ("serving.client", "client_help.txt")])
+HELP = {"serving": "help.txt", "serving.client": "client_help.txt", "serving.bulk": "bulk_help.txt"}
+
+
+@pytest.mark.parametrize(("module", "golden"), HELP.items())
 def test_help_is_the_golden_text(run_module, module, golden):
     """Changed on purpose? `COLUMNS=100 NO_COLOR=1 python -m MODULE --help > tests/serving/golden/FILE`."""
     shown = run_module(module, "--help")
@@ -22,7 +25,7 @@ def test_help_is_the_golden_text(run_module, module, golden):
     assert shown.stdout == (GOLDEN / golden).read_text()
 
 
-@pytest.mark.parametrize("module", ["serving", "serving.client"])
+@pytest.mark.parametrize("module", HELP)
 def test_help_imports_nothing_heavy(module):
     """So that it answers at once."""
     code = (

@@ -1,0 +1,1 @@
+"""A whole split through a server, into SoccerNet's prediction file: `python -m serving.bulk`."""
