@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -15,12 +16,12 @@ import subprocess
 import sys
 import time
 import urllib.request
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self
-from urllib.error import URLError
 
 from mvfoul.command import check_flag
 from mvfoul.errors import ConfigError, UnavailableError
@@ -140,7 +141,7 @@ class LocalTriton:
                 self._wait_until_ready()
             except UnavailableError as error:
                 self.kill()
-                if "Address already in use" not in str(error) or attempt == _ATTEMPTS - 1:
+                if self.ports == config.ports or not _taken(error) or attempt == _ATTEMPTS - 1:
                     raise
             else:
                 return
@@ -174,7 +175,7 @@ class LocalTriton:
         try:
             with urllib.request.urlopen(f"http://{self.http}/v2/health/ready", timeout=5) as answer:
                 return bool(answer.status == 200)
-        except (URLError, OSError):
+        except OSError:
             return False
 
     def stop(self) -> int:
@@ -201,7 +202,8 @@ class LocalTriton:
         self.stop()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [*self._installation.command(), *_flags(self.config, self.ports)]
+        self._id = f"triton-{uuid.uuid4()}"
+        command = [*self._installation.command(), f"--id={self._id}", *_flags(self.config, self.ports)]
         self._stream = self.config.log.open("ab") if self.config.log else None
         return subprocess.Popen(
             command, env=self._installation.environment(), stdout=self._stream or sys.stderr, stderr=subprocess.STDOUT
@@ -209,12 +211,20 @@ class LocalTriton:
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.config.ready_s
-        while not self.is_ready():
+        while not (self._is_ours() and self.is_ready()):
             if (code := self.process.poll()) is not None:
                 raise UnavailableError(f"tritonserver ended with {code}. {self._end_of_log()}")
             if time.monotonic() > deadline:
                 raise UnavailableError(f"Triton is not ready after {self.config.ready_s:g} s. {self._end_of_log()}")
             time.sleep(_POLL_S)
+
+    def _is_ours(self) -> bool:
+        """Say whether who answers is the process started here, and not another that had the port before it."""
+        try:
+            with urllib.request.urlopen(f"http://{self.http}/v2", timeout=5) as answer:
+                return bool(json.load(answer).get("name") == self._id)
+        except (OSError, ValueError):
+            return False
 
     def _end_of_log(self) -> str:
         return f"Its log ends:\n{self.log_text()[-4000:]}" if self.config.log else "Its log is above."
@@ -222,6 +232,10 @@ class LocalTriton:
     def _close_log(self) -> None:
         if self._stream:
             self._stream.close()
+
+
+def _taken(error: UnavailableError) -> bool:
+    return "already in use" in str(error)
 
 
 def _flags(config: TritonConfig, ports: TritonPorts) -> Sequence[str]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from mvfoul.artifact import Artifact
 from mvfoul.errors import ConfigError
 from serving.repository.config import RepositoryConfig
-from serving.repository.model_config import ModelNames, artifact_version, triton_version
+from serving.repository.model_config import ModelNames, artifact_version
 from serving.repository.store import RepositoryReader
 
 _BOUND_FIELDS: Final = ("backend", "input", "output")
@@ -21,7 +21,7 @@ def check_fits(reader: RepositoryReader, artifact: Artifact, config: RepositoryC
     Raises:
         ConfigError: Tensors, backend or the largest batch differ from those of the versions that are there.
     """
-    names, version = ModelNames(config.name), triton_version(artifact)
+    names, version = ModelNames(config.name), artifact.model_version
     for model in (names.encoder, names.head):
         if others := [other for other in reader.versions(model) if other != version]:
             _check_tensors(reader.root / model, reader.config(model), models[model])

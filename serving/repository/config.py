@@ -67,6 +67,11 @@ class RepositoryConfig:
     """Compute capability where Triton runs, such as sm_90: a plan for another one is refused now, not at loading."""
     target_tensorrt: str = ""
     """TensorRT version of the Triton image, such as 11.1.0.106, for the same reason."""
+    triton: str = ""
+    """host:port of the gRPC of a running Triton that serves this repository, in mode poll or explicit: the ensemble
+    changes over only after Triton has loaded the version and computed golden.npz; otherwise the version is removed."""
+    triton_timeout_s: float = 300.0
+    """How long loading in Triton may take; a plan of a large network needs a minute or two."""
     prune: tuple[str, ...] = ()
     """Versions of artifacts to remove, after writing; never the one that the ensemble answers with."""
     keep: int = 0
@@ -91,6 +96,7 @@ class RepositoryConfig:
         self._check_batching()
         for flag, version in [("--prune", version) for version in self.prune]:
             check_flag(bool(re.fullmatch(r"[0-9a-f]{12}", version)), flag, version, "Use 12 hexadecimal digits.")
+        check_flag(self.triton_timeout_s > 0, "--triton-timeout-s", self.triton_timeout_s, "Use more than 0.")
         check_flag(self.keep >= 0, "--keep", self.keep, "Use 1 or more, or 0 to remove none.")
 
     def _check_where(self) -> None:

@@ -54,11 +54,6 @@ class ModelNames:
         return f"{self.ensemble}_head"
 
 
-def triton_version(artifact: Artifact) -> int:
-    """Return the artifact's version as Triton wants it: a positive number of 64 bits."""
-    return int(artifact.version, 16)
-
-
 def artifact_version(version: int) -> str:
     """Return the artifact's version of a version folder."""
     return f"{version:012x}"
@@ -165,7 +160,7 @@ def _head(artifact: Artifact, config: RepositoryConfig, names: ModelNames) -> An
 
 def _ensemble(artifact: Artifact, config: RepositoryConfig, names: ModelNames) -> Any:
     """VIEWS of one action are one request to the encoder, as its batch; so nothing is batched here."""
-    version = triton_version(artifact)
+    version = artifact.model_version
     message = messages().ModelConfig(name=names.ensemble, platform="ensemble", max_batch_size=0)
     _add_tensors(message, artifact.manifest.encoder, outputs=(), batched=False)
     _add_tensors(message, artifact.manifest.head, inputs=(), outputs=ANSWERS, batched=False)

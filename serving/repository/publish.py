@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from mvfoul.artifact import Artifact, load_artifact
+from mvfoul.errors import MVFoulError
 from serving.repository.compatibility import check_fits
 from serving.repository.config import RepositoryConfig
-from serving.repository.model_config import ModelNames, artifact_version, build_configs, triton_version
+from serving.repository.model_config import ModelNames, artifact_version, build_configs
 from serving.repository.pruning import prune
+from serving.repository.rollout import Rollout
 from serving.repository.store import RepositoryReader, RepositoryStore, config_text, open_store
 from serving.repository.version_folder import (
     VersionContent,
@@ -36,9 +39,9 @@ def publish(config: RepositoryConfig) -> list[str]:
         _self_test(artifact)
     if config.dry_run:
         return _described(artifact, config, models)
-    with open_store(config.output) as store:
+    with open_store(config.output) as store, _running_triton(artifact, config) as triton:
         check_fits(store, artifact, config, models)
-        lines = _write(store, artifact, config, models)
+        lines = _write(store, artifact, config, models, triton)
     if config.prune or config.keep:
         lines += prune(config)
     return [*lines, *next_steps(artifact, config)]
@@ -50,21 +53,48 @@ def _self_test(artifact: Artifact) -> None:
     OnnxGraphs(artifact, threads=0).self_test(artifact)
 
 
-def _write(store: RepositoryStore, artifact: Artifact, config: RepositoryConfig, models: dict[str, Any]) -> list[str]:
+def _running_triton(artifact: Artifact, config: RepositoryConfig) -> AbstractContextManager[Rollout | None]:
+    if not config.triton:
+        return nullcontext()
+    return Rollout(config.triton, ModelNames(config.name), artifact, timeout_s=config.triton_timeout_s)
+
+
+def _write(
+    store: RepositoryStore, artifact: Artifact, config: RepositoryConfig, models: dict[str, Any], triton: Rollout | None
+) -> list[str]:
     """Encoder and head first: an ensemble without them would not load. Until the last step the one before answers."""
-    names, version = ModelNames(config.name), triton_version(artifact)
-    lines = [f"artifact {artifact.version} is version {version} in {store.root}:"]
-    for model, content in (
-        (names.encoder, encoder_content(artifact, config)),
-        (names.head, head_content(artifact, config)),
-    ):
-        lines.append(_put_version(store, artifact, model, models[model], content))
+    names, version = ModelNames(config.name), artifact.model_version
+    new = version not in store.versions(names.encoder)
+    lines = [
+        f"artifact {artifact.version} is version {version} in {store.root}:",
+        _put_version(store, artifact, names.encoder, models, encoder_content(artifact, config)),
+        _put_version(store, artifact, names.head, models, head_content(artifact, config)),
+    ]
+    if triton:
+        _try(store, artifact, names, triton, remove=new)
+        lines.append(f"  Triton at {config.triton} has loaded it and computes golden.npz as PyTorch did")
     lines.append(_put_ensemble(store, artifact, names.ensemble, models[names.ensemble]))
+    if triton:
+        triton.change_over()
     return lines
 
 
-def _put_version(store: RepositoryStore, artifact: Artifact, model: str, wanted: Any, content: VersionContent) -> str:
-    version = triton_version(artifact)
+def _try(store: RepositoryStore, artifact: Artifact, names: ModelNames, triton: Rollout, *, remove: bool) -> None:
+    try:
+        triton.try_version()
+    except MVFoulError:
+        if remove:
+            # A version that does not load also keeps later ones of the same model from loading.
+            for model in (names.head, names.encoder):
+                store.remove_version(model, artifact.model_version)
+            triton.forget_version()
+        raise
+
+
+def _put_version(
+    store: RepositoryStore, artifact: Artifact, model: str, models: dict[str, Any], content: VersionContent
+) -> str:
+    version, wanted = artifact.model_version, models[model]
     if version in store.versions(model):
         check_unchanged(store.root / model / str(version) / content.target, artifact, content.graph)
         state = "was there"
@@ -83,7 +113,7 @@ def _put_ensemble(store: RepositoryStore, artifact: Artifact, model: str, wanted
     The folder of the version before stays: a Triton that is told to load the encoder loads the ensemble again as it
     knows it, and calls itself not ready where that fails.
     """
-    version, before = triton_version(artifact), store.answering_version(model)
+    version, before = artifact.model_version, store.answering_version(model)
     if version not in store.versions(model):
         store.add_version(model, version, wanted, lambda folder: write_record(folder, artifact))
     if store.config(model) != wanted:
@@ -97,17 +127,22 @@ def next_steps(artifact: Artifact, config: RepositoryConfig) -> list[str]:
     names, root = ModelNames(config.name), config.output.absolute()
     cache = " --cache-config=local,size=1073741824" if config.response_cache else ""
     start = f"tritonserver --model-repository={root} --metrics-config=summary_latencies=true{cache}"
-    load = " ".join(f"--load-model={name}" for name in (names.encoder, names.head, names.ensemble))
-    requests = " ".join(f"/v2/repository/models/{name}/load" for name in (names.encoder, names.head, names.ensemble))
+    order = (names.encoder, names.head, names.ensemble)
+    load = " ".join(f"--load-model={name}" for name in order)
+    requests = " ".join(f"/v2/repository/models/{name}/load" for name in order)
     lines = [
         "next, one of:",
         f"  {start} --model-control-mode=poll --repository-poll-secs=5",
         f"  {start} --model-control-mode=explicit {load}",
-        "a running Triton in explicit mode takes the new version by three requests, in this order:",
-        f"  for path in {requests}; do curl --fail --request POST 127.0.0.1:8000$path || break; done",
-        "then, in front of it:",
+        f"it is ready when /v2/models/{names.ensemble}/ready says so; then, in front of it:",
         f"  python -m serving --artifact {artifact.directory} --triton 127.0.0.1:8001",
     ]
+    if not config.triton:
+        lines += [
+            "a Triton that runs already takes a version safely by this command with --triton HOST:8001,",
+            "or in explicit mode by these requests, stopping at the first that fails:",
+            f"  for path in {requests}; do curl --fail --request POST 127.0.0.1:8000$path || break; done",
+        ]
     if config.encoder == "tensorrt" and (plan := artifact.manifest.plan):
         runs_on = f"a GPU of {plan.gpu_architecture} and TensorRT {plan.tensorrt_version}"
         lines.insert(0, f"the plan needs {runs_on}: choose the Triton image that has it (docs/triton.md)")
@@ -115,7 +150,7 @@ def next_steps(artifact: Artifact, config: RepositoryConfig) -> list[str]:
 
 
 def _described(artifact: Artifact, config: RepositoryConfig, models: dict[str, Any]) -> list[str]:
-    lines = [f"would write artifact {artifact.version} as version {triton_version(artifact)} into {config.output}:"]
+    lines = [f"would write artifact {artifact.version} as version {artifact.model_version} into {config.output}:"]
     for name, model in models.items():
         lines += [f"--- {name}/config.pbtxt", config_text(model).rstrip()]
     return lines

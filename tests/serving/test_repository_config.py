@@ -13,7 +13,7 @@ from mvfoul.artifact import FEATURES, VIEWS, load_artifact, write_manifest
 from mvfoul.errors import ArtifactError, ConfigError
 from mvfoul.plan import PLAN, PlanSpec
 from serving.repository.config import RepositoryConfig
-from serving.repository.model_config import artifact_version, triton_version
+from serving.repository.model_config import artifact_version
 
 PROTO = model_config_pb2
 MODELS = ("mvfoul_encoder", "mvfoul_head", "mvfoul")
@@ -75,7 +75,7 @@ def test_each_kind_of_encoder_has_its_backend_files_and_the_tensors_of_the_manif
 ):
     artifact = load_artifact(planned_artifact())
     configs = written(encoder=encoder, artifact=artifact.directory)
-    version, view = str(triton_version(artifact)), artifact.manifest.clip.view_shape
+    version, view = str(artifact.model_version), artifact.manifest.clip.view_shape
     model, head, ensemble = (configs[name] for name in MODELS)
     assert [config.name for config in (model, head, ensemble)] == list(MODELS)
     assert (model.backend, head.backend, ensemble.platform) == (encoder, head_backend, "ensemble")

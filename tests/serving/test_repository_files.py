@@ -18,7 +18,7 @@ from tritonclient.grpc import model_config_pb2
 
 from mvfoul.artifact import ENCODER, GOLDEN, HEAD, load_artifact, write_manifest
 from mvfoul.errors import ArtifactError, ConfigError
-from serving.repository.model_config import artifact_version, triton_version
+from serving.repository.model_config import artifact_version
 
 MODELS = ("mvfoul_encoder", "mvfoul_head", "mvfoul")
 FILES = {
@@ -137,7 +137,7 @@ def test_a_second_artifact_comes_beside_the_first_and_an_old_one_can_come_back(
 
 def test_each_version_says_which_artifact_it_is(write, models, artifact):
     write()
-    record = json.loads((models / "mvfoul_encoder" / str(triton_version(artifact)) / "artifact.json").read_text())
+    record = json.loads((models / "mvfoul_encoder" / str(artifact.model_version) / "artifact.json").read_text())
     assert record["artifact"] == artifact.version
     assert record["checkpoint_sha256"] == artifact.manifest.origin.checkpoint_sha256
 
@@ -159,7 +159,7 @@ def test_the_same_artifact_for_another_backend_is_refused_with_its_cure(write):
 
 def test_a_file_that_was_changed_in_the_repository_is_found(write, models, artifact):
     write()
-    (models / "mvfoul_head" / str(triton_version(artifact)) / HEAD).write_bytes(b"other")
+    (models / "mvfoul_head" / str(artifact.model_version) / HEAD).write_bytes(b"other")
     with pytest.raises(ArtifactError, match=rf"is not the {HEAD} of artifact {artifact.version}"):
         write()
 

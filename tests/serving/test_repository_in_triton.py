@@ -13,7 +13,6 @@ import tritonclient.grpc as triton_grpc
 
 from mvfoul.artifact import FEATURES, VIEWS
 from serving.graphs import OnnxGraphs
-from serving.repository.model_config import triton_version
 from tests.serving.triton_requests import ask, differences, encoder_counts, noise, status_of, tensor
 
 TOLERANCE = 1e-5
@@ -61,11 +60,11 @@ def test_the_ensemble_answers_as_the_embedded_graphs(triton_client, graphs, arti
     views = noise(artifact, count)
     result = ask(triton_client, "mvfoul", VIEWS, views)
     assert_answers(result, graphs.classify(graphs.encode(views)))
-    assert result.get_response().model_version == str(triton_version(artifact))
+    assert result.get_response().model_version == str(artifact.model_version)
 
 
 def test_encoder_and_head_apart_answer_the_same(triton_client, graphs, artifact):
-    views, version = noise(artifact, 3), str(triton_version(artifact))
+    views, version = noise(artifact, 3), str(artifact.model_version)
     features = ask(triton_client, "mvfoul_encoder", VIEWS, views, model_version=version).as_numpy(FEATURES)
     np.testing.assert_allclose(features, graphs.encode(views), atol=TOLERANCE)
     result = ask(triton_client, "mvfoul_head", FEATURES, features, model_version=version)
@@ -75,7 +74,7 @@ def test_encoder_and_head_apart_answer_the_same(triton_client, graphs, artifact)
 def test_requests_of_different_clients_share_encoder_batches_without_padding(triton, triton_client, graphs, artifact):
     """By Triton's own statistics: fewer calls than requests, and as many views computed as were sent."""
     actions = [noise(artifact, 1 + k % 3, seed=k) for k in range(8)]
-    version = triton_version(artifact)
+    version = artifact.model_version
     views_before, calls_before, batches_before = encoder_counts(triton_client, version)
     results = at_once(triton, actions, lambda client, views: ask(client, "mvfoul", VIEWS, views))
     views_after, calls_after, batches_after = encoder_counts(triton_client, version)
@@ -160,7 +159,7 @@ def test_a_request_may_ask_for_a_shorter_wait_than_the_queue_allows(tight, artif
 
 
 def test_a_request_that_was_cancelled_while_it_waited_costs_no_encoder_call(tight, artifact, wait_until):
-    version = triton_version(artifact)
+    version = artifact.model_version
     with triton_grpc.InferenceServerClient(tight.grpc) as client:
         before, *_ = encoder_counts(client, version)
         ended = []
@@ -182,7 +181,7 @@ def test_a_request_that_was_cancelled_while_it_waited_costs_no_encoder_call(tigh
 
 
 def test_repeated_views_come_from_the_response_cache_where_it_is_on(tight, artifact):
-    version = triton_version(artifact)
+    version = artifact.model_version
     views = noise(artifact, 2, seed=600)
     with triton_grpc.InferenceServerClient(tight.grpc) as client:
         first = ask(client, "mvfoul", VIEWS, views)
@@ -195,6 +194,6 @@ def test_repeated_views_come_from_the_response_cache_where_it_is_on(tight, artif
 def test_triton_tells_its_latencies_as_summaries(triton, artifact):
     with urllib.request.urlopen(f"http://{triton.metrics}/metrics", timeout=30) as answer:
         text = answer.read().decode()
-    label = f'model="mvfoul_encoder",version="{triton_version(artifact)}"'
+    label = f'model="mvfoul_encoder",version="{artifact.model_version}"'
     assert f'nv_inference_request_summary_us{{{label},quantile="0.99"}}' in text
     assert f"nv_inference_pending_request_count{{{label}}}" in text
