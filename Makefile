@@ -12,10 +12,10 @@ DATA ?=
 CKPT ?=
 OUT ?= runs/demo
 
-.PHONY: help setup demo test test-slow test-gpu check format benchmarks images clean
+.PHONY: help setup demo test test-slow test-gpu check format benchmarks images monitoring-demo clean
 
 help: ## List the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make demo DATA=<folder in the official layout> [CKPT=best.pth.tar] [OUT=runs/demo]"
 
@@ -55,6 +55,9 @@ benchmarks: $(STAMP) ## Every benchmark that runs on a CPU, to the terminal
 
 images: $(STAMP) ## The container images, and what is in them; IMAGES="serving", LOCAL_BASE=1 (docs/images.md)
 	@scripts/images.sh $(IMAGES)
+
+monitoring-demo: $(STAMP) ## The platform under load, Prometheus, and a page with the dashboards' panels
+	@$(PY) -m scripts.monitoring.demo $(if $(ARTIFACT),--artifact "$(ARTIFACT)")
 
 clean: ## Remove caches; keeps .venv and runs/
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info

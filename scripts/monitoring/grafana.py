@@ -80,7 +80,7 @@ def _timeseries(panel: Panel) -> timeseries.Panel:
         .unit(panel.unit)
         .min(0)
         .line_width(1)
-        .fill_opacity(60 if panel.stacked else 8)
+        .fill_opacity(_opacity(panel))
         .show_points(c.VisibilityMode.NEVER)
         .span_nulls(False)
         .legend(common.VizLegendOptions().show_legend(True).placement(c.LegendPlacement.BOTTOM))
@@ -92,6 +92,13 @@ def _timeseries(panel: Panel) -> timeseries.Panel:
         line = common.GraphThresholdsStyleConfig().mode(c.GraphThresholdsStyleMode.DASHED)
         built = built.thresholds(_thresholds(panel)).thresholds_style(line)
     return built
+
+
+def _opacity(panel: Panel) -> int:
+    """In percent. Areas that lie over each other would be grey: only a single line has one."""
+    if panel.stacked:
+        return 60
+    return 10 if len(panel.queries) == 1 and "{{" not in panel.queries[0].legend else 0
 
 
 def _stat(panel: Panel) -> stat.Panel:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from serving.client import FoulClient
 
 _TIMEOUT_S = 30
+_TRIGGER_EVERY_S = 4
 _MODEL = "/v2/models/mvfoul/infer"
 
 
@@ -44,6 +45,7 @@ def steady_load(stack: Stack, actions: Sequence[list[bytes]], *, pause_s: float)
         threading.Thread(target=_send, args=(grpc, http, actions, pause_s, stop))
         for grpc, http in zip(stack.grpc, stack.http, strict=True)
     ]
+    senders.append(threading.Thread(target=_trigger, args=(stack.live, stop)))
     for sender in senders:
         sender.start()
     try:
@@ -82,6 +84,12 @@ def _send(grpc: str, http: str, actions: Sequence[list[bytes]], pause_s: float, 
                 _grpc(client, clips)
 
 
+def _trigger(live: str, stop: threading.Event) -> None:
+    """An operator presses the button now and then."""
+    while not stop.wait(_TRIGGER_EVERY_S):
+        _post(f"{live}/api/trigger", {"source": "http", "seconds_ago": 2.0})
+
+
 def _grpc(client: FoulClient, clips: Sequence[bytes]) -> None:
     try:
         client.classify(clips)
@@ -96,11 +104,15 @@ def _session(http: str, clips: Sequence[bytes], action_id: str) -> None:
 
 
 def _rest(http: str, clips: Sequence[bytes], **parameters: str) -> None:
-    """Ask once; a refusal is what the metrics count."""
     data = [base64.b64encode(clip).decode() for clip in clips]
     tensor = {"name": "CLIPS", "datatype": "BYTES", "shape": [len(data)], "data": data}
-    body = json.dumps({"inputs": [tensor], "parameters": parameters}).encode()
-    request = urllib.request.Request(http + _MODEL, body, {"Content-Type": "application/json"})  # noqa: S310
+    _post(http + _MODEL, {"inputs": [tensor], "parameters": parameters})
+
+
+def _post(address: str, body: dict[str, object]) -> None:
+    """Ask once; what is refused is for the metrics to count."""
+    content = {"Content-Type": "application/json"}
+    request = urllib.request.Request(address, json.dumps(body).encode(), content)  # noqa: S310
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
             answer.read()

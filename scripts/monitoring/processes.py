@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import shlex
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 READY_S = 120
@@ -21,12 +22,12 @@ class ProcessError(Exception):
 
 
 class Command:
-    """`python -m ...` in a process of its own; stdout is read for READY, stderr goes to a log."""
+    """`python -m ...` in a process of its own; stderr goes to a log. A gentle one lets others go first."""
 
-    def __init__(self, folder: Path, name: str, arguments: Sequence[str]) -> None:
+    def __init__(self, folder: Path, name: str, arguments: Sequence[str], *, gentle: bool = False) -> None:
         self.name, self.log = name, folder / f"{name}.log"
         self._stderr = self.log.open("w")
-        command = [sys.executable, "-m", *arguments]
+        command = [*(("nice", "-n", "5") if gentle else ()), sys.executable, "-m", *arguments]
         self._stderr.write(f"$ {shlex.join(command)}\n")
         self._stderr.flush()
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -42,14 +43,20 @@ class Command:
         Raises:
             ProcessError: The command ended, or took longer than two minutes.
         """
+        line = self.line(lambda text: text.startswith("READY "))
+        return dict(pair.split("=", 1) for pair in line.split()[1:])
+
+    def line(self, wanted: Callable[[str], bool]) -> str:
+        """Wait for a line of stdout and return it; those before it are lost.
+
+        Raises:
+            ProcessError: The command ended, or took longer than two minutes.
+        """
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline and self.process.poll() is None:
-            try:
-                line = self._lines.get(timeout=0.5)
-            except queue.Empty:
-                continue
-            if line.startswith("READY "):
-                return dict(pair.split("=", 1) for pair in line.split()[1:])
+            with contextlib.suppress(queue.Empty):
+                if wanted(line := self._lines.get(timeout=0.5)):
+                    return line
         raise ProcessError(f"{self.name} did not get ready; its log ends:\n{self.log.read_text()[-3000:]}")
 
     def wait(self) -> None:

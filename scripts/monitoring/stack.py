@@ -1,11 +1,12 @@
 """The whole platform on this machine, small: everything that has metrics, as it would stand in a cluster.
 
 A server with the networks in its process; Triton and a transformer, where Triton is installed (scripts/triton.sh); a
-training run; and the metrics that need a GPU, played back (gpu_replay.py).
+training run; the live console with two cameras; and the metrics that need a GPU, played back (gpu_replay.py).
 """
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ from scripts.monitoring.processes import Command
 from scripts.monitoring.prometheus import Target
 
 SERVER, TRITON, TRAINING, LIVE = "mvfoul-server", "mvfoul-triton", "mvfoul-training", "mvfoul-live"
+_CAMERAS = ("main", "left")
 _ANY_PORTS = ("--http-port", "0", "--grpc-port", "0")
 _SHORT_LIVES = ("--session-ttl-s", "3", "--self-test-interval-s", "2", "--max-in-flight", "8", "--threads", "1")
 
@@ -30,10 +32,12 @@ class Stack:
     """host:port of each server."""
     http: list[str] = field(default_factory=list)
     """http://host:port of each server."""
+    live: str = ""
+    """http://host:port of the console."""
 
 
 @contextmanager
-def run_stack(artifact: Path, data: Path, folder: Path, *, epochs: int = 1000) -> Iterator[Stack]:
+def run_stack(artifact: Path, data: Path, folder: Path, *, epochs: int = 200) -> Iterator[Stack]:
     """Run everything until the context ends. Logs and what the commands write lie in `folder`.
 
     Args:
@@ -54,6 +58,7 @@ def run_stack(artifact: Path, data: Path, folder: Path, *, epochs: int = 1000) -
         server = start(
             "server", "serving", "--artifact", str(artifact), "--shadow", str(artifact), *_ANY_PORTS, *_SHORT_LIVES
         )
+        cameras = start("cameras", "serving.live.streams", "--data", str(data), "--cameras", *_CAMERAS)
         training = _start_training(start, data, folder / "run", epochs)
         triton = _start_triton(start, artifact, folder / "repository")
         _add_server(stack, server, "mvfoul-server-0")
@@ -63,6 +68,8 @@ def run_stack(artifact: Path, data: Path, folder: Path, *, epochs: int = 1000) -
             flags = ("--artifact", str(artifact), "--triton", where["grpc"], *_ANY_PORTS, *_SHORT_LIVES)
             _add_server(stack, start("transformer", "serving", *flags), "mvfoul-transformer-0")
         stack.targets.append(Target(TRAINING, training, "mvfoul-training-0"))
+        stack.live = _start_live(start, cameras, stack.grpc[0], folder / "audit")
+        stack.targets.append(Target(LIVE, stack.live.removeprefix("http://"), "mvfoul-live-0"))
         replay = running.enter_context(replayed_gpu())
         stack.targets.append(Target("gpu-replay", replay, "replayed"))
         yield stack
@@ -75,8 +82,8 @@ class _Starter:
         self._folder = folder
         self._commands: list[Command] = []
 
-    def __call__(self, name: str, *arguments: str) -> Command:
-        command = Command(self._folder, name, arguments)
+    def __call__(self, name: str, *arguments: str, gentle: bool = False) -> Command:
+        command = Command(self._folder, name, arguments, gentle=gentle)
         self._commands.append(command)
         return command
 
@@ -106,7 +113,7 @@ def _start_training(start: _Starter, data: Path, output: Path, epochs: int) -> s
         "--loop.batch-size",
         "4",
     )
-    start("training", "training", "--recipe", "cpu-demo", *flags, "--output", str(output), "--overwrite")
+    start("training", "training", "--recipe", "cpu-demo", *flags, "--output", str(output), "--overwrite", gentle=True)
     return f"127.0.0.1:{port}"
 
 
@@ -121,6 +128,13 @@ def _start_triton(start: _Starter, artifact: Path, repository: Path) -> Command 
     flags = ("--artifact", str(artifact), "--output", str(repository), "--encoder", "python", "--threads", "1")
     start("repository", "serving.repository", *flags).wait()
     return start("triton", "serving.local_triton", "--repository", str(repository))
+
+
+def _start_live(start: _Starter, cameras: Command, server: str, audit: Path) -> str:
+    urls = [json.loads(cameras.line(lambda text: '"stream"' in text)) for _ in _CAMERAS]
+    flags = [flag for found in urls for flag in ("--camera", f"{found['camera']}={found['url']}")]
+    flags += ["--server", server, "--http-port", "0", "--audit-dir", str(audit), "--continuous.every-s", "5"]
+    return f"http://{start('live', 'serving.live', *flags).ready()['http'].removeprefix('http://')}"
 
 
 def _free_port() -> int:

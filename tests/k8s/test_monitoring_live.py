@@ -14,6 +14,7 @@ import pytest
 
 from scripts.monitoring.dashboards import DASHBOARDS
 from scripts.monitoring.load import actions_in, burst, steady_load
+from scripts.monitoring.page import browse, served_page
 from scripts.monitoring.prometheus import Prometheus, run_prometheus
 from scripts.monitoring.stack import TRITON, Stack, run_stack
 from tests.k8s.promql_units import COMPARISONS, metrics_of, parse
@@ -23,7 +24,7 @@ NAMESPACE = "fouls"
 WINDOW = "30s"
 PATIENCE_S = 150
 """On a busy machine; on an idle one everything is there after 10 s."""
-PENDING = ("mvfoul_drift_", "mvfoul_live_")
+PENDING = ("mvfoul_drift_",)
 """In the contract, in no process yet: these queries are told of, not judged."""
 BOUNDS = {
     "s": (0, 3600),
@@ -120,14 +121,11 @@ def _ask_until_all_have_data(seen: Observed) -> None:
         time.sleep(0.5)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_the_processes_start_and_are_scraped(observed):
-    down = [
-        target.pod
-        for target in observed.stack.targets
-        if not observed.prometheus.query(f'up{{pod="{target.pod}"}} == 1')
-    ]
-    assert not down
+    # On a busy machine a single scrape can take longer than its second.
+    scraped = {series.labels["pod"] for series in observed.prometheus.query("max_over_time(up[10m]) == 1")}
+    assert scraped == {target.pod for target in observed.stack.targets}
 
 
 def test_no_query_asks_for_a_metric_that_does_not_exist(observed):
@@ -175,3 +173,19 @@ def test_rates_are_taken_of_counters_and_quantiles_of_histograms(observed):
         if not observed.absent(expr):
             promql.walk(parse(expr), pre_visit=visit)
     assert not wrong
+
+
+@pytest.mark.parametrize("board", DASHBOARDS, ids=lambda board: board.uid)
+def test_the_page_draws_every_panel_of_a_dashboard(observed, board):
+    if not shutil.which("chromium"):
+        pytest.skip("chromium is not installed; scripts/debian-packages.sh installs it on Debian")
+    panels = [panel for row in board.rows for panel in row.panels]
+    without = [panel.title for panel in panels if all(observed.absent(query.expr) for query in panel.queries)]
+    name = board.uid.removeprefix("mvfoul-")
+    with served_page(observed.prometheus.url, port=0, scrape_s=1) as page:
+        shown = browse(f"{page}?dashboard={name}&minutes=5&window=30&still", "--dump-dom")
+    assert f"{len(panels) - len(without)} of {len(panels)} panels have data" in _text_of(shown), without
+
+
+def _text_of(html: str) -> str:
+    return html[html.index("<output") : html.index("</output>")]
