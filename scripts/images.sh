@@ -32,7 +32,7 @@ revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 [ -z "$(git status --porcelain 2>/dev/null)" ] || revision+=-modified
 if [ -n "${LOCAL_BASE:-}" ]; then
     PYTHON_BASE=localhost/vars-base:bookworm
-    "$ENGINE" image inspect "$PYTHON_BASE" >/dev/null 2>&1 || scripts/local_base.sh "$PYTHON_BASE" "$ENGINE"
+    [ -n "$("$ENGINE" images --quiet "$PYTHON_BASE" 2>/dev/null)" ] || scripts/local_base.sh "$PYTHON_BASE" "$ENGINE"
     TENSORRT_BASE=$PYTHON_BASE TENSORRT_VERSION='' tag+=-local
 fi
 for base in "$PYTHON_BASE" "$TENSORRT_BASE"; do

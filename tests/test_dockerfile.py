@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -205,6 +207,23 @@ def test_the_export_image_has_the_tensorrt_of_the_triton_release(stages, version
     assert _base(stages, "export") == "${TENSORRT_BASE}"
     for name in ("TENSORRT_BASE", "TRITON_IMAGE"):
         assert f":{versions['TRITON_RELEASE']}-py3@" in versions[name]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found", "code"),
+    [("11.1.0", "11.1.0.106", 0), ("11.1.0", "10.16.0.1", 1), ("11.1.0", None, 1), ("", None, 0)],
+)
+def test_the_export_image_is_not_built_on_another_tensorrt(stages, tmp_path, wanted, found, code):
+    (check,) = [rest for rest in _all(stages["export-build"], "RUN") if "pip" not in rest]
+    if found:
+        (tmp_path / f"tensorrt-{found}.dist-info").mkdir()
+        (tmp_path / f"tensorrt-{found}.dist-info/METADATA").write_text(f"Name: tensorrt\nVersion: {found}\n")
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path), "TENSORRT_VERSION": wanted}
+    done = subprocess.run(["/bin/sh", "-c", check], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert ("error: the base has no TensorRT 11.1.0: see TENSORRT_BASE in k8s/versions.env" in done.stderr) == bool(
+        code
+    )
 
 
 def test_both_bases_get_the_same_settings(stages):

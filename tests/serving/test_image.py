@@ -133,8 +133,21 @@ def test_the_server_answers_from_a_read_only_root_without_rights_and_stops_clean
         assert engine("inspect", "--format", "{{.State.ExitCode}}", container).strip() == "0"
 
 
+def test_without_flags_it_serves_the_mounted_artifact_and_its_health_check_passes(engine, image, readable_artifact):
+    options = ["--detach", "--network", "none", *LOCKED, "--volume", f"{readable_artifact}:/artifact:ro"]
+    container = engine("run", *options, image).split()[-1]
+    try:
+        assert _ready(engine, container)["http"] == "0.0.0.0:8080"
+        check = json.loads(engine("inspect", "--format", "{{json .Config.Healthcheck}}", container))
+        engine("exec", container, *check["Test"][1:])
+    finally:
+        engine("rm", "--force", container)
+
+
 def _inside(engine, image, script):
-    return engine("run", "--rm", "--no-healthcheck", "--network", "none", "--entrypoint", "sh", image, "-c", script)
+    # As root: a search sees every folder.
+    options = ["--rm", "--no-healthcheck", "--network", "none", "--user", "0", "--entrypoint", "sh"]
+    return engine("run", *options, image, "-c", script)
 
 
 def test_there_is_no_compiler_and_no_torch_in_it(engine, image):
@@ -148,11 +161,12 @@ def test_there_is_no_compiler_and_no_torch_in_it(engine, image):
     assert _inside(engine, image, "ls /app").split() == ["mvfoul", "serving"]
 
 
-def test_the_other_commands_of_serving_start_in_it_too(engine, image):
+def test_every_command_of_serving_starts_in_it(engine, image, repo_root):
     # Each in a process of its own: kserve and tritonclient are both there and cannot share one.
-    for module in ("serving.repository", "serving.client"):
-        script = f"python -m {module} --help"
-        assert "usage:" in _inside(engine, image, script)
+    found = (repo_root / "serving").rglob("__main__.py")
+    modules = {".".join(path.parent.relative_to(repo_root).parts) for path in found}
+    for module in {*modules, "serving.client"}:
+        assert "usage:" in _inside(engine, image, f"python -m {module} --help"), module
     _inside(engine, image, "python -c 'import kserve' && python -c 'import tritonclient.grpc'")
 
 
