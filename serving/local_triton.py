@@ -39,8 +39,11 @@ class TritonPorts:
     """Where a Triton listens on loopback; 0 stands for a free port."""
 
     http: int = 0
+    """REST and health."""
     grpc: int = 0
+    """gRPC."""
     metrics: int = 0
+    """Prometheus' /metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,7 @@ class TritonConfig:
     response_cache_mib: int = 0
     """Memory for answers of models whose configuration enables the response cache; 0: no cache."""
     flags: tuple[str, ...] = ()
-    """More flags of tritonserver, such as --log-verbose=1."""
+    """More flags of tritonserver, without their dashes, such as log-verbose=1."""
     ready_s: float = 120.0
     """The models are ready within this time, or the start has failed."""
     stop_s: float = 30.0
@@ -255,7 +258,7 @@ def _flags(config: TritonConfig, ports: TritonPorts) -> Sequence[str]:
         "--metrics-config=summary_latencies=true",
         f"--exit-timeout-secs={round(config.stop_s)}",
         *cache,
-        *config.flags,
+        *(f"--{flag.removeprefix('--')}" for flag in config.flags),
     ]
 
 

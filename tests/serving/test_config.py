@@ -14,7 +14,13 @@ from serving.config import ServeConfig
 GOLDEN = Path(__file__).parent / "golden"
 
 
-HELP = {"serving": "help.txt", "serving.client": "client_help.txt", "serving.bulk": "bulk_help.txt"}
+HELP = {
+    "serving": "help.txt",
+    "serving.client": "client_help.txt",
+    "serving.bulk": "bulk_help.txt",
+    "serving.local_triton": "local_triton_help.txt",
+    "serving.repository": "repository_help.txt",
+}
 
 
 @pytest.mark.parametrize(("module", "golden"), HELP.items())
