@@ -90,7 +90,12 @@ def expanded(arguments: list[str], environment: Mapping[str, str]) -> list[str]:
 
 
 def environment(container: Document, **known: str) -> dict[str, str]:
-    """Return a container's variables; what the downward API fills in must be in `known`."""
-    values = {entry["name"]: entry.get("value", known.get(entry["name"])) for entry in container.get("env", [])}
+    """Return a container's variables, without optional secrets; what the downward API fills in must be in `known`."""
+    entries = [entry for entry in container.get("env", []) if not _optional(entry)]
+    values = {entry["name"]: entry.get("value", known.get(entry["name"])) for entry in entries}
     assert None not in values.values(), values
     return {**values, **known}
+
+
+def _optional(entry: Document) -> bool:
+    return bool(entry.get("valueFrom", {}).get("secretKeyRef", {}).get("optional"))

@@ -64,8 +64,8 @@ def _places(value: object, *path: str | int) -> Iterator[tuple[tuple[str | int, 
                 yield from _places(item, *path, name)
 
 
-FREE = ("labels", "annotations", "matchLabels", "selector", "nodeSelector", "requests", "limits", "data", "stringData")
-"""Objects whose names are the user's. (`selector` of a PodMonitor is none, but has `matchLabels`.)"""
+FREE = ("labels", "annotations", "matchLabels", "nodeSelector", "requests", "limits", "data", "stringData")
+"""Objects whose names are the user's."""
 
 
 def _misspelt(document: manifests.Document, path: tuple[str | int, ...], name: str) -> manifests.Document:
@@ -78,8 +78,9 @@ def _misspelt(document: manifests.Document, path: tuple[str | int, ...], name: s
 
 
 def _free(path: tuple[str, ...], document: manifests.Document) -> bool:
-    """Whether the schema lets anything stand here: KEDA's triggers each have keys of their own."""
-    return document["kind"] == "ScaledObject" and path[-1:] == ("metadata",) and len(path) > 1
+    """Whether this kind's names are the user's here: a Service's selector, and the keys of each of KEDA's triggers."""
+    ends = {"Service": ("spec", "selector"), "ScaledObject": ("spec", "triggers", "metadata")}
+    return path == ends.get(document["kind"])
 
 
 def _all_fields() -> dict[str, list[tuple[manifests.Document, tuple[str | int, ...], str]]]:

@@ -112,3 +112,16 @@ def test_pods_run_as_the_user_of_the_images(repo_root):
         if "triton" in place or "ServingRuntime" in place or "predictor" in place:
             continue  # NVIDIA's image has a user of its own
         assert (security["runAsUser"], security["runAsGroup"]) == (int(user), int(group)), place
+
+
+def test_secrets_are_named_and_never_written():
+    for name in manifests.FILES:
+        assert not [d for d in manifests.documents(name) if d["kind"] == "Secret"], name
+    found = []
+    for place, _, pod in every_pod():
+        for container in manifests.containers(pod):
+            for entry in container.get("env", []):
+                if re.search(r"TOKEN|PASSWORD|SECRET|_KEY$", entry["name"]):
+                    found.append(entry["name"])
+                    assert "secretKeyRef" in entry.get("valueFrom", {}), f"{place}: {entry['name']}"
+    assert {"HF_TOKEN", "SOCCERNET_PASSWORD", "WANDB_API_KEY"} <= set(found)

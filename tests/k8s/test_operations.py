@@ -1,0 +1,103 @@
+"""docs/operations.md: what it tells to type exists, and its figures are those of the script."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from tests.k8s import manifests
+
+PAGE = (manifests.K8S.parent / "docs" / "operations.md").read_text()
+COMMANDS = " ".join(re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) + re.findall(r"`([^`\n]+)`", PAGE))
+
+
+def _objects() -> set[str]:
+    made = {"deployment/mvfoul-predictor", "deployment/mvfoul-transformer"}  # by KServe
+    return made | {manifests.where(d).lower() for name in manifests.FILES for d in manifests.documents(name)}
+
+
+def test_every_path_exists(repo_root):
+    paths = set(re.findall(r"(?<![\w/])((?:k8s|benchmarks|docs)/[\w./*-]+)", PAGE))
+    assert len(paths) > 10
+    assert not [path for path in paths if not list(repo_root.glob(path.rstrip(".")))]
+
+
+def test_every_overlay_is_named():
+    named = set(re.findall(r"k8s/(overlays/[\w-]+)", PAGE))
+    assert named == {overlay for overlay in manifests.OVERLAYS if overlay.startswith("overlays/")}
+
+
+def test_every_object_that_a_command_names_exists():
+    named = set(re.findall(r"\b(?:job|deployment|service|inferenceservice)/mvfoul[\w-]*", COMMANDS))
+    named |= {f"{kind}/{name}" for kind, name in re.findall(r"kubectl patch (\w+) (mvfoul[\w-]*)", COMMANDS)}
+    named |= {
+        f"job/{name}"
+        for line in re.findall(r"kubectl delete job (.*)", PAGE)
+        for name in re.findall(r"mvfoul-[a-z]+", line)
+    }
+    assert len(named) >= 7
+    assert named <= _objects()
+
+
+def test_every_command_of_ours_exists():
+    modules = set(re.findall(r"python -m ([\w.]+)", COMMANDS))
+    assert modules == {"serving.client", "export.benchmark"}
+    assert all(importlib.util.find_spec(module) for module in modules)
+
+
+def test_a_roll_back_changes_the_argument_that_names_the_artifact():
+    patch = json.loads(re.search(r"--patch \\\n\s+'(.*)'", PAGE)[1])
+    place = manifests.document("base/serving.yaml", "InferenceService")
+    *steps, last = patch[0]["path"].strip("/").split("/")
+    for step in steps:
+        place = place[int(step)] if step.isdigit() else place[step]
+    assert place[int(last)] == "--artifact=/artifacts/mvfoul"
+    assert patch[0]["value"] == "--artifact=/artifacts/mvfoul.previous"
+
+
+def test_both_places_name_the_same_gpu():
+    found = [
+        re.findall(r"nvidia.com/gpu.product: (\S+)", (manifests.K8S / name).read_text())
+        for name in ("export-job.yaml", "base/serving.yaml")
+    ]
+    assert found[0] == found[1] != []
+
+
+def test_the_cost_is_what_the_script_says(repo_root):
+    (command,) = re.findall(r"^python (benchmarks/cost.py .*)$", PAGE, re.MULTILINE)
+    shown = subprocess.run(
+        [sys.executable, *shlex.split(command)], cwd=repo_root, capture_output=True, text=True, check=True
+    )
+    row = shown.stdout.splitlines()[-1].split("|")
+    assert f"**{row[4].strip()} hours**" in PAGE
+    assert re.search(rf"take {row[5].strip()}\s+replicas", PAGE)
+
+
+def test_the_cost_of_a_benchmark_has_a_row_for_each_engine(repo_root, tmp_path):
+    rows = [
+        {"engine": "eager", "views": 1, "clips_per_s": 2.0},
+        {"engine": "tensorrt", "views": 4, "clips_per_s": 50.0},
+    ]
+    (tmp_path / "benchmark.json").write_text(json.dumps({"backbone": "s3d", "rows": rows}))
+    command = [sys.executable, "benchmarks/cost.py", "--benchmark", str(tmp_path / "benchmark.json")]
+    command += ["--utilisation", "1", "--views", "2", "--price-per-hour", "3.6", "--matches", "60"]
+    shown = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line.split("|")[4].strip() for line in shown[-2:]] == ["1", "0.04"]
+    assert [line.split("|")[5].strip() for line in shown[-2:]] == ["3", "2"]
+
+
+def test_triton_has_the_flags_that_the_runtime_gives_it(repo_root):
+    """Of the release that runs here, an older one than the image's: none of these was removed since."""
+    found = list((repo_root / ".venv" / "triton").glob("server/*/tritonserver/bin/tritonserver"))
+    if not found:
+        pytest.skip("no Triton here: scripts/triton.sh installs it")
+    shown = subprocess.run([found[0], "--help"], capture_output=True, text=True, check=False)
+    known = set(re.findall(r"--[a-z-]+", shown.stdout + shown.stderr))
+    (container,) = manifests.document("base/serving.yaml", "ServingRuntime")["spec"]["containers"]
+    assert {argument.partition("=")[0] for argument in container["args"]} <= known
