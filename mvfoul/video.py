@@ -10,9 +10,10 @@ decoder does not report damaged slices. measured: two frame threads cost 13 % mo
 busy cores they save no time. Calls from several threads do not disturb each other.
 
 Not seen: damage that decodes without an error (one of 60 flipped bytes did, in real clips), and blocks that are missing
-from a damaged Matroska file, whose reader skips them. Not bounded: the time FFmpeg takes over a forged mp4 index.
+from a damaged Matroska file, whose reader skips them.
 
-Hostile input: FFmpeg gets bytes in memory and a short list of containers and codecs, never a path, URL or playlist.
+Hostile input: FFmpeg gets bytes in memory and a short list of containers and codecs, never a path, URL or playlist. How
+large an index it builds is bounded before it begins (`mvfoul.mp4_index`).
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from numpy.typing import NDArray
 
 from mvfoul.clip import ClipSpec
 from mvfoul.errors import InvalidClipError
+from mvfoul.mp4_index import index_entries
 from mvfoul.picture import has_hole, is_reference, upright
 from mvfoul.resize import Resizer, cached_resizer
 from mvfoul.timeline import Timeline, pts_of, read_timeline
@@ -62,6 +64,8 @@ class DecodeLimits:
     """Frames of the clip up to a second after the window, needed or not."""
     max_decode_s: float = 60.0
     """CPU seconds of the calling thread; a busy or suspended machine refuses nothing."""
+    max_index_entries: int = 1 << 21
+    """Of an mp4, times its edits: a day of video, or 43 s with uncompressed sound. FFmpeg needs up to 80 bytes each."""
 
 
 DEFAULT_LIMITS: Final = DecodeLimits()
@@ -135,6 +139,11 @@ def _open(source: Path | bytes, limits: DecodeLimits) -> Iterator[tuple[InputCon
     if len(data) > limits.max_bytes:
         raise InvalidClipError(
             f"the clip has more than {limits.max_bytes} bytes (the limit); cut it to the seconds around the contact."
+        )
+    if (entries := index_entries(data)) > limits.max_index_entries:
+        raise InvalidClipError(
+            f"the clip's index claims {entries} samples; the limit is {limits.max_index_entries}. It is forged, or "
+            "very long: cut it to the seconds around the contact."
         )
     try:
         container = av.open(
