@@ -13,7 +13,7 @@ import random
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import av
@@ -23,7 +23,7 @@ from serving.live.buffer import CodedPicture, RingBuffer
 from serving.live.clock import TICKS_PER_S, now_s
 from serving.live.cut import CameraCut, CutError, cut_pictures, sha256_of
 from serving.live.intake import Intake
-from serving.live.source import Source, WrongCodecError, check_url, open_source
+from serving.live.source import Source, WrongCodecError, check_url, open_source, public_url
 from serving.live.watch import PictureWatch
 
 __all__ = ["Camera", "CameraCut", "CameraHealth", "CameraSpec", "CutError", "check_names"]
@@ -34,6 +34,7 @@ DEFAULT_BUFFER_S: Final = 20.0
 DEFAULT_BUFFER_BYTES: Final = 128 * 2**20
 
 _LATE_AFTER_S: Final = 1.0
+_AHEAD_S: Final = 0.5
 _FIRST_PAUSE_S: Final = 0.25
 _LONGEST_PAUSE_S: Final = 8.0
 _STOP_S: Final = 1.8
@@ -45,7 +46,7 @@ class CameraSpec:
     """What the operator says about a camera."""
 
     name: str
-    url: str
+    url: str = field(repr=False)  # it may hold a password
     """rtsp://, http://, udp:// and so on, a file, or `lavfi:testsrc2=size=1280x720:rate=25`."""
     offset_s: float = 0.0
     """Added to the instants of its pictures: positive if the camera's clock is behind the others'."""
@@ -68,9 +69,10 @@ def check_names(specs: Iterable[CameraSpec]) -> None:
     for spec in specs:
         if spec.name in seen:
             raise ConfigError(
-                f"two cameras are named {spec.name!r}: {seen[spec.name]} and {spec.url}. Give each a name of its own."
+                f"two cameras are named {spec.name!r}: {seen[spec.name]} and {public_url(spec.url)}. "
+                "Give each a name of its own."
             )
-        seen[spec.name] = spec.url
+        seen[spec.name] = public_url(spec.url)
 
 
 @dataclass(frozen=True)
@@ -215,8 +217,11 @@ class Camera:
             return "black", "the picture is black"
         if self._watch.is_frozen:
             return "frozen", "the picture does not change"
-        if behind_s + self.spec.offset_s > _LATE_AFTER_S:
+        behind_s += self.spec.offset_s  # meant by the operator
+        if behind_s > _LATE_AFTER_S:
             return "late", f"the newest picture is {behind_s:.1f} s behind"
+        if behind_s < -_AHEAD_S:
+            return "late", f"its clock is {-behind_s:.1f} s ahead of this machine's; set both by one time server"
         return "ok", self._overflow()
 
     def _overflow(self) -> str:

@@ -48,13 +48,14 @@ _WHITELISTS: Final[Mapping[str, str]] = {
 }
 _COMMON_OPTIONS: Final = {"fflags": "-genpts", "analyzeduration": "1500000", "probesize": "5000000"}
 _OPTIONS: Final[Mapping[str, Mapping[str, str]]] = {
-    "rtsp": {"rtsp_transport": "tcp"},
-    "rtsps": {"rtsp_transport": "tcp"},
+    "rtsp": {"rtsp_flags": "prefer_tcp"},
+    "rtsps": {"rtsp_flags": "prefer_tcp"},
     "udp": {"fifo_size": "57344", "overrun_nonfatal": "1", "buffer_size": str(2**21)},
 }
 
 # measured on loopback: the parser waits for the next picture, and in a transport stream a packet ends with the next.
 _LAGS: Final[Mapping[str, int]] = {"mpegts": 2, "hls": 2, "rtsp": 1}
+_MOST_UNTIMED: Final = 8
 
 
 class WrongCodecError(MVFoulError):
@@ -95,6 +96,16 @@ class Source(Protocol):
         """
 
 
+def public_url(url: str) -> str:
+    """Return a URL without its user and password, and without its query, for messages and logs."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url
+    address, slash, path = rest.partition("/")
+    _, _, host = address.rpartition("@")
+    return (scheme + separator + host + slash + path).partition("?")[0]
+
+
 def check_url(url: str, camera: str) -> None:
     """Refuse what can never be opened here.
 
@@ -111,12 +122,14 @@ def check_url(url: str, camera: str) -> None:
         return
     if scheme not in _WHITELISTS:
         known = ", ".join(f"{s}://" for s in _WHITELISTS if _can_open(s))
-        raise ConfigError(f"camera {camera}: {url!r} has the unknown protocol {scheme}. Use {known}, lavfi: or a file.")
+        raise ConfigError(
+            f"camera {camera}: {public_url(url)!r} has the unknown protocol {scheme}. Use {known}, lavfi: or a file."
+        )
     _check_address(url, camera)
     if not _can_open(scheme):
         cure = f"Install {srt.PROGRAM} (Debian: srt-tools)" if scheme == "srt" else "Use another protocol"
         raise ConfigError(
-            f"camera {camera}: {url!r} needs the protocol {scheme}, which this build of FFmpeg lacks "
+            f"camera {camera}: {public_url(url)!r} needs the protocol {scheme}, which this build of FFmpeg lacks "
             f"(PyAV {av.__version__}). {cure}, or a PyAV that was built with it."
         )
 
@@ -130,7 +143,7 @@ def _check_pattern(url: str, camera: str) -> None:
         av.open(url.split(":", 1)[1], format="lavfi").close()
     except (av.error.FFmpegError, ValueError) as error:
         raise ConfigError(
-            f"camera {camera}: {url!r} is no test pattern of FFmpeg's. Use lavfi:testsrc2=size=1280x720:rate=25."
+            f"camera {camera}: {public_url(url)!r} is no test pattern of FFmpeg's. Use lavfi:testsrc2=size=1280x720:rate=25."
         ) from error
 
 
@@ -139,11 +152,13 @@ def _check_address(url: str, camera: str) -> None:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise ConfigError(f"camera {camera}: {url!r} is no URL ({error}). Use scheme://host:port/path.") from error
+        raise ConfigError(
+            f"camera {camera}: {public_url(url)!r} is no URL ({error}). Use scheme://host:port/path."
+        ) from error
     if scheme_of(url) in ("udp", "rtp", "tcp", "srt") and port is None:
-        raise ConfigError(f"camera {camera}: {url!r} names no port. Use scheme://host:port.")
+        raise ConfigError(f"camera {camera}: {public_url(url)!r} names no port. Use scheme://host:port.")
     if not host and scheme_of(url) not in ("udp", "rtp", "srt"):
-        raise ConfigError(f"camera {camera}: {url!r} names no host. Use scheme://host:port/path.")
+        raise ConfigError(f"camera {camera}: {public_url(url)!r} names no host. Use scheme://host:port/path.")
 
 
 def scheme_of(url: str) -> str:
@@ -232,6 +247,7 @@ class _Stream:
             extradata = b""  # The filter writes it into the keyframes.
         self.extradata = extradata
         self.is_paced = bool(container.duration)
+        self._untimed: list[tuple[Packet[Any], float]] = []
         self.lag = _LAGS.get(container.format.name, 0)
 
     def pictures(self) -> Iterator[Received]:
@@ -241,8 +257,22 @@ class _Stream:
                 continue
             told_s = _told_s(packet)
             for whole in self._to_annex_b.filter(packet) if self._to_annex_b else [packet]:
-                if (received := _received(whole, self._stream.time_base, told_s)) is not None:
-                    yield received
+                for timed, timed_s in self._with_times(whole, told_s):
+                    if (received := _received(timed, self._stream.time_base, timed_s)) is not None:
+                        yield received
+
+    def _with_times(self, packet: Packet[Any], told_s: float | None) -> list[tuple[Packet[Any], float | None]]:
+        """Hold back pictures without a timestamp until the next one's: RTSP's first, a keyframe, has none."""
+        if packet.pts is None and told_s is not None and len(self._untimed) < _MOST_UNTIMED:
+            self._untimed.append((packet, told_s))
+            return []
+        untimed: list[tuple[Packet[Any], float]]
+        untimed, self._untimed = self._untimed, []
+        if packet.pts is None or told_s is None:
+            return [(packet, told_s)]
+        for early, early_s in untimed:
+            early.pts = packet.pts - round((told_s - early_s) / (early.time_base or _TICK))
+        return [*untimed, (packet, told_s)]
 
 
 class _Pattern:

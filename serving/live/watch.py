@@ -11,6 +11,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from mvfoul.video import DEFAULT_LIMITS
 from serving.live.buffer import CodedPicture
 
 _PERIOD_S: Final = 0.9
@@ -53,10 +54,6 @@ class PictureWatch:
         self._last = pixels
         self.is_frozen = self._same_since_s is not None and at_s - self._same_since_s >= _FROZEN_AFTER_S
 
-    def restart(self) -> None:
-        """Forget what was seen: a new connection."""
-        self.__init__()  # type: ignore[misc]
-
 
 def is_same(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> bool:
     """Whether two pictures, uint8 `[H, W]`, are one picture encoded twice."""
@@ -69,6 +66,7 @@ def _decode(picture: CodedPicture) -> Any:
     segment = picture.segment
     decoder: Any = av.CodecContext.create(segment.codec, "r")
     decoder.thread_count = 1
+    decoder.options = {"max_pixels": str(DEFAULT_LIMITS.max_frame_pixels)}
     if segment.extradata:
         decoder.extradata = segment.extradata
     try:

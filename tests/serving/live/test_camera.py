@@ -318,6 +318,16 @@ def test_a_camera_over_srt(
         assert _until(main, lambda health: health.state == "gone").reason
 
 
+def test_a_password_is_in_no_message() -> None:
+    with pytest.raises(ConfigError) as refused:
+        CameraSpec("main", "udp://operator:secret@127.0.0.1/x?key=secret")
+    spec = CameraSpec("main", "rtsp://operator:secret@127.0.0.1/x")
+    with pytest.raises(ConfigError) as doubled:
+        check_names([spec, spec])
+    assert "secret" not in f"{refused.value} {doubled.value} {spec!r}"
+    assert "rtsp://127.0.0.1/x" in str(doubled.value)
+
+
 def test_names_are_checked(clip: Path) -> None:
     with pytest.raises(ConfigError, match="two cameras are named 'main'"):
         check_names([CameraSpec("main", str(clip)), CameraSpec("main", str(clip))])
