@@ -143,7 +143,8 @@ def _check_pattern(url: str, camera: str) -> None:
         av.open(url.split(":", 1)[1], format="lavfi").close()
     except (av.error.FFmpegError, ValueError) as error:
         raise ConfigError(
-            f"camera {camera}: {public_url(url)!r} is no test pattern of FFmpeg's. Use lavfi:testsrc2=size=1280x720:rate=25."
+            f"camera {camera}: {public_url(url)!r} is no test pattern of FFmpeg's. "
+            "Use lavfi:testsrc2=size=1280x720:rate=25."
         ) from error
 
 
