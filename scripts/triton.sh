@@ -5,7 +5,8 @@
 #     server/  tritonserver with the python backend and ensembles, from NVIDIA's wheel; no TensorRT, no ONNX Runtime backend
 #     env/     the interpreter of the models: numpy 1 and ONNX Runtime. With numpy 2 this version's outputs are garbage
 #
-# Where it cannot run, it says why and leaves nothing: the tests that need it are skipped, everything else works.
+# Where it cannot run or cannot be had, it says why and leaves nothing: the tests that need it are skipped, everything
+# else works.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -42,9 +43,10 @@ if [ "$(cat "$target/installed" 2>/dev/null)" = "$pins" ]; then
 fi
 
 echo "Triton: installing into $target"
-rm -rf "$target" "$target".tmp.*
+rm -rf "$target".tmp.*
 work=$target.tmp.$$
 trap 'rm -rf "$work"' EXIT
+trap 'skip "pip failed, see above"' ERR
 pip=("$python" -m pip --disable-pip-version-check)
 "${pip[@]}" install --quiet --no-deps --no-compile --target "$work/server" "nvidia-pytriton==$pytriton"
 "$python" -m venv --without-pip "$work/env"
@@ -58,5 +60,6 @@ find "$work/server" -mindepth 1 -maxdepth 1 ! -name pytriton ! -name nvidia_pytr
 find "$work/server/pytriton" -mindepth 1 -maxdepth 1 ! -name tritonserver -exec rm -rf {} +
 echo "$library" >"$work/libpython"
 echo "$pins" >"$work/installed"
+rm -rf "$target"
 mv "$work" "$target"
 echo "Triton: ready"

@@ -28,8 +28,9 @@ def prune(config: RepositoryConfig) -> list[str]:
         for name in removed:
             for model in (names.ensemble, names.head, names.encoder):
                 store.remove_version(model, there[name])
-    left = [name for name in there if name not in removed]
-    return [*(f"removed {name}" for name in removed), f"{reader.root} has {', '.join(left)}"]
+    left = ", ".join(name for name in there if name not in removed)
+    hint = f"a Triton in mode explicit unloads it when {names.encoder} and {names.head} are loaded again"
+    return [*(f"removed {name}" for name in removed), f"{reader.root} has {left}", *([hint] if removed else [])]
 
 
 def _removable(reader: RepositoryReader, config: RepositoryConfig, there: dict[str, int]) -> list[str]:

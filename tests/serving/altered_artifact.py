@@ -1,9 +1,11 @@
-"""A second artifact in a second: a copy of another whose graphs answer differently, sound in every check."""
+"""Other artifacts in a second: copies of one that are sound in every check."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,6 +13,7 @@ import onnxruntime
 from onnx import numpy_helper
 
 from mvfoul.artifact import ENCODER, FEATURES, GOLDEN, GOLDEN_TENSORS, HEAD, VIEWS, load_artifact, write_manifest
+from mvfoul.plan import PLAN, PlanSpec
 
 
 def alter(source: Path, target: Path, *, factor: float = 1.25) -> Path:
@@ -23,6 +26,16 @@ def alter(source: Path, target: Path, *, factor: float = 1.25) -> Path:
         onnx.save(graph, target / name)
     _write_golden(target)
     write_manifest(target, load_artifact(source).manifest)
+    return target
+
+
+def with_plan(source: Path, target: Path, **fields: Any) -> Path:
+    """Copy the artifact `source` to `target` and add bytes that stand for a TensorRT plan; fields of `PlanSpec`."""
+    shutil.copytree(source, target)
+    (target / PLAN).write_text(f"a plan for {fields}")
+    defaults = {"gpu_architecture": "sm_90", "tensorrt_version": "11.1.0.106", "opt_views": 4, "max_views": 16}
+    plan = PlanSpec(file=PLAN, **{**defaults, **fields})
+    write_manifest(target, replace(load_artifact(source).manifest, plan=plan))
     return target
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import replace
-
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from mvfoul.artifact import FEATURES, VIEWS, load_artifact, write_manifest
+from mvfoul.artifact import FEATURES, VIEWS, load_artifact
 from mvfoul.errors import ArtifactError, ConfigError
-from mvfoul.plan import PLAN, PlanSpec
 from serving.repository.config import RepositoryConfig
 from serving.repository.model_config import artifact_version
+from tests.serving.altered_artifact import with_plan
 
 PROTO = model_config_pb2
 MODELS = ("mvfoul_encoder", "mvfoul_head", "mvfoul")
@@ -23,15 +20,7 @@ MODELS = ("mvfoul_encoder", "mvfoul_head", "mvfoul")
 def planned_artifact(tiny_artifact, tmp_path_factory):
     """`planned_artifact(max_views=16)`: the tiny artifact with bytes that stand for a plan; fields of `PlanSpec`."""
 
-    def make(**fields):
-        directory = shutil.copytree(tiny_artifact, tmp_path_factory.mktemp("planned") / "artifact")
-        (directory / PLAN).write_text(f"a plan for {fields}")
-        defaults = {"gpu_architecture": "sm_90", "tensorrt_version": "11.1.0.106", "opt_views": 4, "max_views": 16}
-        plan = PlanSpec(file=PLAN, **{**defaults, **fields})
-        write_manifest(directory, replace(load_artifact(tiny_artifact).manifest, plan=plan))
-        return directory
-
-    return make
+    return lambda **fields: with_plan(tiny_artifact, tmp_path_factory.mktemp("planned") / "artifact", **fields)
 
 
 @pytest.fixture

@@ -189,7 +189,7 @@ def test_pruning_removes_a_version_everywhere_but_never_the_one_that_answers(
     with pytest.raises(ConfigError, match=f"--prune names {'0' * 12}; .* has .*{first}"):
         write(artifact=None, prune=("0" * 12,))
     assert write(artifact=None, prune=(first,), dry_run=True) == [f"would remove {first}"]
-    assert write(artifact=None, prune=(first,)) == [f"removed {first}", f"{models} has {second}"]
+    assert write(artifact=None, prune=(first,))[:2] == [f"removed {first}", f"{models} has {second}"]
     assert all(versions(models, name) == {second} for name in MODELS)
 
 

@@ -13,6 +13,7 @@ import tritonclient.grpc as triton_grpc
 
 from mvfoul.artifact import FEATURES, VIEWS
 from serving.graphs import OnnxGraphs
+from tests.serving.altered_artifact import with_plan
 from tests.serving.triton_requests import ask, differences, encoder_counts, noise, status_of, tensor
 
 TOLERANCE = 1e-5
@@ -189,6 +190,22 @@ def test_repeated_views_come_from_the_response_cache_where_it_is_on(tight, artif
         again = ask(client, "mvfoul", VIEWS, views)
         assert encoder_counts(client, version)[1] == calls
     np.testing.assert_array_equal(first.as_numpy("ACTION_PROBABILITIES"), again.as_numpy("ACTION_PROBABILITIES"))
+
+
+@pytest.mark.parametrize("encoder", ["onnxruntime", "tensorrt"])
+def test_the_server_accepts_a_configuration_for_a_backend_that_it_lacks(
+    start_triton, write_repository, tmp_path, tiny_artifact, encoder
+):
+    """It reads and checks the whole configuration before it looks for the backend, which is not here."""
+    planned = with_plan(tiny_artifact, tmp_path / "artifact")
+    write_repository(tmp_path / "models", artifact=planned, encoder=encoder, threads=0, no_self_test=True)
+    with (
+        start_triton(tmp_path / "models", control="explicit") as running,
+        triton_grpc.InferenceServerClient(running.grpc) as client,
+    ):
+        for model, backend in (("mvfoul_encoder", encoder), ("mvfoul_head", "onnxruntime")):
+            with pytest.raises(triton_grpc.InferenceServerException, match=f"find backend library for .*'{backend}'"):
+                client.load_model(model)
 
 
 def test_triton_tells_its_latencies_as_summaries(triton, artifact):
