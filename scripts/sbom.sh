@@ -28,12 +28,13 @@ mkdir "$work/root"
 files_of "$image" | tar -C "$work/root" -x --no-same-owner --wildcards --no-anchored \
     '*.dist-info/METADATA' '*.dist-info/RECORD' 'var/lib/dpkg/*' 'etc/os-release' 'usr/lib/os-release' 'usr/share/doc/*/copyright'
 
-. "$work/root/usr/lib/os-release"
-"$bin/debsbom" generate --root "$work/root" --sbom-type cdx --with-licenses --distro-name "$NAME" \
-    --base-distro-vendor "$ID" --out "$work/system.cdx.json"
+release() { sed -n "s/^$1=\"\{0,1\}\([^\"]*\)\"\{0,1\}$/\1/p" "$work/root/usr/lib/os-release"; }
+"$bin/debsbom" generate --root "$work/root" --sbom-type cdx --with-licenses --distro-name "$(release NAME)" \
+    --base-distro-vendor "$(release ID)" --out "$work/system.cdx.json"
 # cyclonedx-py reads an environment: an empty one gets the image's metadata.
 python3 -m venv --without-pip "$work/venv"
-find "$work/root" -name '*.dist-info' -exec cp -r -t "$work"/venv/lib/python3*/site-packages/ {} +
+packages=$(echo "$work"/venv/lib/python3*/site-packages)
+find "$work/root" -name '*.dist-info' -exec cp -r -t "$packages" {} +
 "$bin/cyclonedx-py" environment "$work/venv" --pyproject "$repository/pyproject.toml" --output-file "$work/python.cdx.json"
 name=${image##*/}
 "$bin/debsbom" merge "$work/system.cdx.json" "$work/python.cdx.json" --sbom-type cdx --omit-roots \

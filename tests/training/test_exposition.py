@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import time
@@ -16,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from mvfoul.errors import ConfigError
 from training.assembly import assemble
 from training.config.metrics import MetricsConfig
-from training.exposition import RunMetrics
+from training.exposition import RunMetrics, served_metrics
 from training.pass_result import PassResult
 from training.run import train
 
@@ -115,6 +116,22 @@ def test_a_port_that_is_taken_is_named_before_the_old_run_is_touched(tiny_config
         with pytest.raises(ConfigError, match=rf"--metrics\.port is {port}: cannot listen on 127\.0\.0\.1:{port}"):
             train(tiny_config(output=tmp_path, overwrite=True, metrics={"port": port}))
     assert (tmp_path / "last.pth.tar").read_text() == "of an old run"
+
+
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_a_worker_that_outlives_its_run_does_not_hold_the_port(tiny_config, free_port):
+    with served_metrics(tiny_config(metrics={"port": free_port}), "run"):
+        # As a worker of the data loader, where the run is killed.
+        worker = os.fork()
+        if not worker:
+            time.sleep(30)
+            os._exit(0)
+    try:
+        with served_metrics(tiny_config(metrics={"port": free_port}), "again"):
+            assert _scrape(free_port)["mvfoul_training_epochs_planned",] == 2
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
 
 
 def test_an_epoch_that_goes_on_in_its_middle_counts_only_its_own_steps(tiny_config):
