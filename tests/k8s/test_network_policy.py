@@ -25,9 +25,9 @@ PORTS = (8080, 8081, 8001, 8000, 8002, 9400, 29400, 443, 53)
 WANTED = {
     *(("client", "server", 8080), ("client", "server", 8081), ("gateway", "server", 8080), ("gateway", "server", 8081)),
     *(("prometheus", "server", 8080), ("prometheus", "triton", 8002), ("prometheus", "training", 9400)),
-    ("server", "triton", 8001),
+    *(("server", "triton", 8001), ("repository", "triton", 8001)),
     *(("training", "training", port) for port in PORTS),
-    *((name, "dns", 53) for name in ("server", "training", "data")),
+    *((name, "dns", 53) for name in ("server", "training", "data", "repository")),
     # Whatever has this port: Kinetics weights and the data set come from outside.
     *((name, other, 443) for name in ("training", "data") for other in (*OTHERS,)),
 }

@@ -127,7 +127,7 @@ def test_every_monitor_finds_its_pods_and_their_port():
 def test_probes_ask_what_answers(server, triton):
     assert server["readinessProbe"]["httpGet"] == {"path": "/v2/health/ready", "port": _config(server).http_port}
     assert server["livenessProbe"]["httpGet"] == {"path": "/v2/health/live", "port": _config(server).http_port}
-    model = f"/v2/models/{_config(server).model_name}/ready"
+    model = f"/v2/models/{_config(server).triton_name}_encoder/ready"
     assert triton["readinessProbe"]["httpGet"] == {"path": model, "port": int(_flag(triton, "http-port"))}
     for container in (server, triton):
         assert container["startupProbe"]["httpGet"] == container["readinessProbe"]["httpGet"]
@@ -151,6 +151,9 @@ def test_an_artifact_goes_from_export_to_repository_to_both_servers(service, ser
     assert writer["command"] == ["python", "-m", "serving.repository"]
     config = tyro.cli(RepositoryConfig, args=writer["args"])
     assert _flag(export, "output") == str(config.artifact) == str(_config(server).artifact)
+    text = (manifests.K8S / "repository-job.yaml").read_text()
+    (asked,) = re.findall(r"# - (--triton=\S+)", text)  # as its head says: with sed, for a Triton that runs
+    assert tyro.cli(RepositoryConfig, args=[*writer["args"], asked]).triton == _config(server).triton
     claim, _, folder = service["predictor"]["model"]["storageUri"].removeprefix("pvc://").partition("/")
     (mount,) = (m for m in writer["volumeMounts"] if m["mountPath"] == "/artifacts")
     volume = next(v for v in repository["volumes"] if v["name"] == mount["name"])
