@@ -71,9 +71,24 @@ def cut_pictures(
     _check_whole(camera, [t for t, _ in run if t >= first_shown], end_s - start_s)
     if any(picture.is_corrupt for _, picture in run):
         raise CutError(f"camera {camera}: parts of the pictures were lost on the way. Check its network.")
-    shown = [(0 if ticks == first_shown else ticks, picture) for ticks, picture in run]
+    shown = _apart([(0 if ticks == first_shown else ticks, picture) for ticks, picture in run])
     frames = sum(ticks >= 0 for ticks, _ in shown)
-    return _mp4(shown), frames, start_s + first_shown / TICKS_PER_S
+    try:
+        return _mp4(shown), frames, start_s + first_shown / TICKS_PER_S
+    except av.error.FFmpegError as error:
+        raise CutError(f"camera {camera}: its pictures cannot be written as mp4 ({error.strerror}).") from error
+
+
+def _apart(shown: Sequence[tuple[int, CodedPicture]]) -> list[tuple[int, CodedPicture]]:
+    """Move a picture by a tick where some sender gave two the same time, which no mp4 can hold."""
+    taken: set[int] = set()
+    apart = []
+    for ticks, picture in shown:
+        while ticks in taken:
+            ticks += 1  # noqa: PLW2901
+        taken.add(ticks)
+        apart.append((ticks, picture))
+    return apart
 
 
 def _bounds(camera: str, timed: Sequence[tuple[int, CodedPicture]], start_s: float, end_s: float) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from serving.live.buffer import CodedPicture, Segment
@@ -43,6 +43,7 @@ class Intake:
         self._stretch: _Stretch | None = None
         self._source: Source
         self._is_new = True
+        self._distrusts_dts = False
         self._returns: deque[float] = deque(maxlen=1)
         """When the last pictures were returned; the first of them tells when the newest arrived."""
         self._jumps = Jumps()
@@ -62,12 +63,17 @@ class Intake:
         """Take pictures from `source` from now on. `goes_on`: it continues the last one, as a file that is repeated."""
         self._source, self._is_new = source, True
         self._returns = deque(maxlen=source.lag + 1)
+        self._distrusts_dts = False
         if not goes_on:
             self._connection += 1
             self._stretch = None
 
     def take(self, received: Received, arrival_s: float) -> CodedPicture:
         """Place a picture on the common clock."""
+        if self._contradicts_itself(received):
+            self._distrusts_dts = True
+        if self._distrusts_dts:
+            received = replace(received, dts_ticks=None)
         order = _order_ticks(received, None if self._is_new else self._stretch)
         stretch = self._stretch_of(received, order, arrival_s)
         self._is_new = False
@@ -75,7 +81,8 @@ class Intake:
         stretch.reordered_ticks = max(stretch.reordered_ticks, stretch.latest_ticks - received.ticks)
         stretch.latest_ticks = max(stretch.latest_ticks, received.ticks)
         self._measure(received, stretch)
-        settled = stretch.latest_ticks - stretch.reordered_ticks
+        # A picture that comes next may be shown as long before the latest one as another was.
+        settled = stretch.latest_ticks - (stretch.reordered_ticks + 1 if stretch.reordered_ticks else 0)
         return CodedPicture(
             data=received.data,
             ticks=received.ticks,
@@ -84,6 +91,13 @@ class Intake:
             is_corrupt=received.is_corrupt,
             segment=stretch.segment,
         )
+
+    def _contradicts_itself(self, received: Received) -> bool:
+        """Whether a B-frame would be decoded when it is shown: after a jump, FFmpeg's RTP reader says so of all."""
+        stretch, ticks = self._stretch, received.ticks
+        if stretch is None or self._is_new or received.dts_ticks != ticks:
+            return False
+        return 0 < stretch.latest_ticks - ticks <= stretch.reordered_ticks
 
     def _measure(self, received: Received, stretch: _Stretch) -> None:
         clock, ticks = stretch.segment.clock, received.ticks
@@ -126,7 +140,10 @@ class Intake:
             height_px=source.height_px,
             offset_s=self._offset_s,
         )
-        self._stretch = _Stretch(segment, received.ticks, order, arrival_s, received.dts_ticks is not None)
+        reordered = self._stretch.reordered_ticks if self._stretch else 0
+        self._stretch = _Stretch(
+            segment, received.ticks, order, arrival_s, received.dts_ticks is not None, reordered_ticks=reordered
+        )
         self._jumps = Jumps()
         self._jumps.is_jump(order, arrival_s, clock)
         self.pace.restart()

@@ -7,8 +7,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from fractions import Fraction
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -19,6 +24,7 @@ from serving.live import srt
 from serving.live.camera import Camera, CameraHealth, CameraSpec, CutError, check_names
 from serving.live.clock import now_s
 from serving.live.source import has_protocol
+from serving.live.streaming.channel import OnAir
 from serving.live.streaming.programme import Repeated, Take
 from serving.live.streaming.server import Address, StreamProtocol, StreamServer, free_udp_port
 
@@ -84,24 +90,64 @@ def _cut(camera: Camera, server: StreamServer, frame_numbers: Callable[[np.ndarr
     assert cut.first_frame_s == pytest.approx(contact_s - 0.42, abs=0.02)
 
 
-@pytest.mark.parametrize("protocol", ["http", "rtsp", "udp"])
 def test_a_live_cut_shows_the_right_pictures(
-    protocol: StreamProtocol,
+    programme: Repeated, camera: Callable[..., Camera], frame_numbers: Callable[[np.ndarray], list[int]]
+) -> None:
+    protocols: tuple[StreamProtocol, ...] = ("http", "rtsp", "udp")
+    with ExitStack() as servers:
+        playing = {p: servers.enter_context(StreamServer(["main"], programme, address=Address(p))) for p in protocols}
+        cameras = {p: camera(server.urls["main"]) for p, server in playing.items()}
+        for protocol, main in cameras.items():
+            _until(main, lambda health: health.state == "ok")
+            _cut(main, playing[protocol], frame_numbers)
+            health = main.health()
+
+            assert health.clock == ("rtcp" if protocol == "rtsp" else "arrival")
+            assert (health.fps, health.width_px, health.height_px, health.codec) == (25, 64, 48, "h264")
+            assert (health.dropped, health.reconnects, health.clock_jumps) == (0, 0, 0)
+            assert 0 <= health.jitter_s < 0.2
+            assert 0 <= health.delay_s < 0.5
+
+
+class _Playlist:
+    """A sink that writes HLS: segments and a live playlist, in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        options = {"hls_time": "0.4", "hls_list_size": "6", "hls_flags": "delete_segments"}
+        self._output = av.open(str(folder / "live.m3u8"), "w", format="hls", options=options)
+        self._stream = self._output.add_mux_stream("h264", width=64, height=48)
+
+    def send(self, picture: OnAir) -> None:
+        packet = av.Packet(picture.data)
+        packet.pts, packet.dts, packet.time_base = picture.ticks, picture.dts_ticks, Fraction(1, 90_000)
+        packet.is_keyframe, packet.stream = picture.is_keyframe, self._stream
+        self._output.mux(packet)
+
+    def close(self) -> None:
+        self._output.close()
+
+
+def test_a_camera_over_hls(
     programme: Repeated,
     camera: Callable[..., Camera],
     frame_numbers: Callable[[np.ndarray], list[int]],
+    tmp_path: Path,
 ) -> None:
-    with StreamServer(["main"], programme, address=Address(protocol=protocol)) as server:
-        main = camera(server.urls["main"])
-        _until(main, lambda health: health.state == "ok")
-        _cut(main, server, frame_numbers)
-        health = main.health()
+    handler = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=tmp_path)) as web,
+        StreamServer(["main"], programme) as server,
+    ):
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        server.channels["main"].add(_Playlist(tmp_path))
+        main = camera(f"http://127.0.0.1:{web.server_port}/live.m3u8")
+        _until(main, lambda health: health.buffer_s > 2)
+        # A segment at a time: when a picture was taken, nobody tells.
+        numbers = frame_numbers(decode_clip(main.cut(main.now_s() - 1, before_s=0.4, after_s=0.9).data, SPEC))
+        web.shutdown()
 
-    assert health.clock == ("rtcp" if protocol == "rtsp" else "arrival")
-    assert (health.fps, health.width_px, health.height_px, health.codec) == (25, 64, 48, "h264")
-    assert (health.dropped, health.reconnects, health.clock_jumps) == (0, 0, 0)
-    assert 0 <= health.jitter_s < 0.2
-    assert 0 <= health.delay_s < 0.5
+    assert numbers == [(numbers[0] + i) % FRAMES for i in range(30)]
+    assert (main.health().dropped, main.health().clock_jumps) == (0, 0)
 
 
 def test_an_offset_moves_the_pictures(

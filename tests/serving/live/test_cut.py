@@ -154,3 +154,16 @@ def test_a_cut_across_two_connections_is_refused(streams: Callable[[str], tuple[
 
     with pytest.raises(CutError, match="it was reconnected in the cut"):
         cut_pictures("main", mixed, STARTS_S, STARTS_S + 4.1)
+
+
+def test_two_pictures_of_one_time_are_cut_all_the_same(
+    streams: Callable[[str], tuple[Path, Fraction]], frame_numbers: Callable[[np.ndarray], list[int]]
+) -> None:
+    path, fps = streams("h264")
+    pictures = _pictures(path)
+    doubled = [replace(p, ticks=p.ticks - 3600) if p.unix_s == pictures[2].unix_s else p for p in pictures]
+    spec = ClipSpec(window=(10, 100), frame_indices=tuple(range(10, 100)), size_px=32)
+
+    data, frames, _ = cut_pictures("main", doubled, STARTS_S, STARTS_S + 4.1)
+    _check(frame_numbers(decode_clip(data, spec)), 0.0, fps, spec)
+    assert frames >= 103
