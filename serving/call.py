@@ -60,12 +60,14 @@ class Transport:
 
     client: str = ""
     """Who asks, as far as it is proven: sessions of one client are not those of another."""
+    max_in_flight: int = 0
+    """Requests that this client may have in flight; 0: as many as all together."""
     deadline: float | None = None
     """`time.monotonic()` at which the client stops waiting."""
     version: str = ""
     """The artifact's version that must answer; empty leaves it to the server."""
     request_id: str = ""
-    """As the client chose it; empty where it did not."""
+    """As the client chose it, or made."""
     trace: Trace | None = None
 
 
@@ -79,6 +81,8 @@ class Call:
 
     request_id: str = ""
     client: str = ""
+    max_in_flight: int = 0
+    """Of this client; 0: as many as all together."""
     priority: int = LIVE
     deadline: float | None = None
     version: str = ""

@@ -25,7 +25,7 @@ class ServeConfig:
     artifact: Path
     """The directory that `python -m export` wrote."""
     host: str = "127.0.0.1"
-    """Address to listen on. Containers pass 0.0.0.0; clients are not authenticated."""
+    """Address to listen on. Containers pass 0.0.0.0."""
     http_port: int = 8080
     """REST, health and metrics. 0 takes a free port; the line READY on stdout says which."""
     grpc_port: int = 8081
@@ -40,8 +40,20 @@ class ServeConfig:
     """Clips decoded at the same time. 0: one per CPU that this process may use."""
     max_in_flight: int = 16
     """Requests accepted at the same time; one more is refused at once (RESOURCE_EXHAUSTED, HTTP 429)."""
+    max_in_flight_per_client: int = 0
+    """Of them, those of one client: a token, a certificate or a host. 0: as many as there may be."""
     max_request_bytes: int = 64 * _MIB
     """A larger request is refused (RESOURCE_EXHAUSTED, HTTP 413). Base64 over REST adds a third to a clip."""
+    token_file: Path | None = None
+    """Lines of a client's name and its token, then max_in_flight=N or max_request_bytes=N where it has limits of its
+    own. Requests then need "authorization: Bearer TOKEN"; health probes and /metrics do not. Read again at SIGHUP."""
+    tls_cert: Path | None = None
+    """Our certificate, PEM: both protocols are encrypted. Read again at SIGHUP."""
+    tls_key: Path | None = None
+    """Its key, PEM."""
+    tls_client_ca: Path | None = None
+    """Certificates that sign those of the clients, PEM: who has none is refused (mTLS); over REST health probes and
+    /metrics are not."""
     max_decode_s: float = 10.0
     """CPU seconds that decoding one clip may take; a clip that takes more is refused."""
     max_clip_frames: int = 2000
@@ -124,11 +136,24 @@ class ServeConfig:
         check_flag(
             self.max_request_bytes < 1 << 31, "--max-request-bytes", self.max_request_bytes, "Use less than 2 GiB."
         )
+        self._check_access()
         self._check_limits()
         self._check_observation()
         self._check_artifacts()
         check_flag(0 <= self.abstain_below <= 1, "--abstain-below", self.abstain_below, "Use 0 to 1.")
         check_flag(self.grace_s >= 0, "--grace-s", self.grace_s, "Use 0 or more.")
+
+    def _check_access(self) -> None:
+        check_flag(
+            self.max_in_flight_per_client >= 0,
+            "--max-in-flight-per-client",
+            self.max_in_flight_per_client,
+            "Use 1 or more, or 0 for no limit of its own.",
+        )
+        pair = (self.tls_cert is None) == (self.tls_key is None)
+        check_flag(pair, "--tls-cert", self.tls_cert, "Give --tls-cert and --tls-key, or neither.")
+        accepted = self.tls_client_ca is None or self.tls_cert is not None
+        check_flag(accepted, "--tls-client-ca", self.tls_client_ca, "Give --tls-cert and --tls-key too.")
 
     def _check_limits(self) -> None:
         for flag, value in (

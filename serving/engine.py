@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mvfoul.artifact import Artifact
-from mvfoul.errors import DeadlineError, OverloadedError, RequestError
+from mvfoul.errors import DeadlineError, RequestError
 from mvfoul.prediction import Prediction, make_prediction
 from mvfoul.video import DecodeLimits
+from serving.admission import Admission
 from serving.backend import Scored
 from serving.call import Call
 from serving.decoding import ClipDecoder
@@ -71,7 +71,7 @@ class Engine:
         self.sessions = SessionStore(settings.sessions)
         self.last_answer = 0.0
         """`time.monotonic()` of the primary's last answer."""
-        self._in_flight = 0
+        self.admission = Admission(settings.max_in_flight)
 
     @property
     def artifact(self) -> Artifact:
@@ -81,19 +81,7 @@ class Engine:
     @property
     def in_flight(self) -> int:
         """Requests admitted and not yet answered."""
-        return self._in_flight
-
-    def check_capacity(self) -> None:
-        """Refuse a request that would be one too many.
-
-        Raises:
-            OverloadedError: The limit is reached.
-        """
-        if self._in_flight >= self.settings.max_in_flight:
-            raise OverloadedError(
-                f"{self._in_flight} requests are in flight, which is this server's limit. "
-                "Send the request again later, with backoff."
-            )
+        return self.admission.in_flight
 
     def route(self, call: Call, view_shape: tuple[int, ...] | None = None) -> Generation:
         """Return the generation that must answer the call; see `Router.pick`.
@@ -127,7 +115,7 @@ class Engine:
         if isinstance(inputs, np.ndarray) and inputs.shape[1:] != generation.clip.view_shape:
             raise RequestError(f"a view has shape {inputs.shape[1:]}; expected {generation.clip.view_shape}.")
         _check_view_count(len(inputs), generation, at_least=0 if call.action_id else 1)
-        with self._admitted(), generation.in_use():
+        with self.admission.admitted(call.client, call.max_in_flight), generation.in_use():
             try:
                 async with asyncio.timeout(call.remaining_s()):
                     return await self._answer(inputs, call, generation)
@@ -140,7 +128,7 @@ class Engine:
     async def idle(self, timeout_s: float) -> None:
         """Wait until nothing is in flight, but not longer than `timeout_s`."""
         deadline = time.monotonic() + timeout_s
-        while self._in_flight and time.monotonic() < deadline:
+        while self.in_flight and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
 
     async def aclose(self) -> None:
@@ -151,15 +139,6 @@ class Engine:
             if generation is not None:
                 generation.retire()
                 await generation.closed()
-
-    @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        self.check_capacity()
-        self._in_flight += 1
-        try:
-            yield
-        finally:
-            self._in_flight -= 1
 
     async def _answer(self, inputs: Inputs, call: Call, generation: Generation) -> Answer:
         if call.action_id:

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 import grpc
 from google.protobuf.unknown_fields import UnknownFieldSet
+from grpc_interceptor import AsyncServerInterceptor
 from kserve import InferRequest
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
@@ -18,9 +19,12 @@ from kserve.protocol.grpc.servicer import InferenceServicer
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
 from mvfoul.errors import ConfigError, MVFoulError, RequestError
+from serving.access import Access
 from serving.call import TRANSPORT, Transport
 from serving.dataplane import FoulDataPlane
+from serving.door import Client, Door, Shown, check_request_bytes
 from serving.observer import Observer
+from serving.request_id import REQUEST_ID_HEADER, as_header, choose_request_id
 from serving.status import INTERNAL, status_of
 
 log = logging.getLogger("mvfoul.serving")
@@ -40,18 +44,28 @@ _FOREVER_S = 30 * 24 * 3600.0
 class FoulServicer(InferenceServicer):  # type: ignore[misc]  # kserve has no types
     """The RPCs. Errors leave as exceptions; `StatusInterceptor` turns them into statuses."""
 
-    def __init__(self, data_plane: FoulDataPlane, repository: ModelRepositoryExtension, observer: Observer) -> None:
+    def __init__(
+        self, data_plane: FoulDataPlane, repository: ModelRepositoryExtension, observer: Observer, door: Door
+    ) -> None:
         super().__init__(data_plane, repository)
+        self._door = door
         self._plane = data_plane
         self._observer = observer
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: grpc.aio.ServicerContext) -> Any:  # noqa: N802
         """Answer one inference request."""
         with self._observer.request("grpc", context.invocation_metadata() or ()) as trace:
-            TRANSPORT.set(replace(_transport(request, context), request_id=request.id, trace=trace))
+            metadata = dict(context.invocation_metadata() or ())
+            request_id = choose_request_id(request.id, metadata.get(REQUEST_ID_HEADER))
+            context.set_trailing_metadata(((REQUEST_ID_HEADER, as_header(request_id)),))
+            TRANSPORT.set(Transport(request_id=request_id, trace=trace))
+            client = self._door.client(_shown(context))
+            TRANSPORT.set(replace(_transport(request, context, client), request_id=request_id, trace=trace))
+            check_request_bytes(request.ByteSize(), client)
             self._plane.check_model(request.model_name, request.model_version)
             _check_layout(request)
             infer_request = InferRequest.from_grpc(request)
+            infer_request.id = request_id
             # KServe leaves them as messages; over REST they are values.
             infer_request.parameters = {name: _value(item) for name, item in request.parameters.items()}
             response, _ = await self._plane.infer(model_name=request.model_name, request=infer_request)
@@ -86,14 +100,34 @@ class StatusInterceptor(ExceptionToStatusInterceptor):  # type: ignore[misc]
         await context.abort(getattr(grpc.StatusCode, status.grpc), message)
 
 
-def build_grpc_server(servicer: FoulServicer, address: str, *, max_request_bytes: int) -> tuple[grpc.aio.Server, int]:
+class DoorInterceptor(AsyncServerInterceptor):
+    """Lets pass who is known; everybody, to the health probes."""
+
+    # Inference asks the door itself, where its refusals are counted.
+    _OPEN = frozenset(("ServerLive", "ServerReady", "ModelReady", "ModelInfer"))
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    async def intercept(
+        self, method: Any, request_or_iterator: Any, context: grpc.aio.ServicerContext, method_name: str
+    ) -> Any:
+        """Answer one RPC."""
+        if method_name.rpartition("/")[2] not in self._OPEN:
+            self._door.client(_shown(context))
+        return await method(request_or_iterator, context)
+
+
+def build_grpc_server(
+    servicer: FoulServicer, address: str, access: Access, *, max_request_bytes: int
+) -> tuple[grpc.aio.Server, int]:
     """Return a server that is bound to `address` ("host:port") but not started, and its port.
 
     Raises:
         ConfigError: The address cannot be bound.
     """
     server = grpc.aio.server(
-        interceptors=(StatusInterceptor(),),
+        interceptors=(StatusInterceptor(), DoorInterceptor(access.door)),
         options=[
             ("grpc.max_receive_message_length", max_request_bytes),
             # Without this, a second server on the same port starts and takes half of the requests.
@@ -102,16 +136,34 @@ def build_grpc_server(servicer: FoulServicer, address: str, *, max_request_bytes
     )
     add_GRPCInferenceServiceServicer_to_server(servicer, server)
     try:
+        if access.tls is not None:
+            return server, server.add_secure_port(address, access.tls.grpc_credentials())
         return server, server.add_insecure_port(address)
     except RuntimeError as error:
         raise ConfigError(f"cannot listen on {address} for gRPC ({error}); choose another --grpc-port.") from error
 
 
-def _transport(request: pb.ModelInferRequest, context: grpc.aio.ServicerContext) -> Transport:
+def _shown(context: grpc.aio.ServicerContext) -> Shown:
+    metadata = dict(context.invocation_metadata() or ())
+    # gRPC has checked the certificate, where there is one.
+    common_names: list[bytes] = list(context.auth_context().get("x509_common_name", ()))
+    return Shown(
+        authorization=str(metadata.get("authorization", "")),
+        common_name=common_names[0].decode(errors="replace") if common_names else "",
+        host=_host(context.peer()),
+    )
+
+
+def _transport(request: pb.ModelInferRequest, context: grpc.aio.ServicerContext, client: Client) -> Transport:
     left_s = context.time_remaining()
     # The library cancels the call at its deadline; ours stops the work a moment before and says why.
     deadline = None if left_s is None or left_s > _FOREVER_S else time.monotonic() + left_s
-    return Transport(client=_host(context.peer()), deadline=deadline, version=request.model_version)
+    return Transport(
+        client=client.identity,
+        max_in_flight=client.max_in_flight,
+        deadline=deadline,
+        version=request.model_version,
+    )
 
 
 def _value(parameter: pb.InferParameter) -> Any:

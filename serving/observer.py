@@ -77,6 +77,7 @@ class Observer:
             told["trace_id"] = trace.trace_id
         # One line. Where a bug happened is logged by the server that ends the request, for every kind of call.
         if reason == INTERNAL.reason:
-            log.error("%s request failed: %r", protocol, error, extra=fields(**told))
+            log.error("%s request failed: %r id=%r", protocol, error, transport.request_id, extra=fields(**told))
         else:
-            log.warning("%s request refused: %s: %s", protocol, reason, error, extra=fields(**told))
+            named = transport.request_id
+            log.warning("%s request refused: %s: %s id=%r", protocol, reason, error, named, extra=fields(**told))

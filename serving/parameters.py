@@ -38,6 +38,7 @@ def read_call(request_id: str, parameters: Mapping[str, Any], transport: Transpo
     return Call(
         request_id=request_id,
         client=transport.client,
+        max_in_flight=transport.max_in_flight,
         priority=_priority(parameters.get(PRIORITY, LIVE)),
         deadline=_deadline(parameters.get(TIMEOUT, 0), transport.deadline),
         version=transport.version,

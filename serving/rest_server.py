@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import uvicorn
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from kserve import InferInput, InferRequest, InferResponse
 from kserve.errors import ModelNotReady, ServerNotReady
 from kserve.protocol.infer_type import RequestedOutput
@@ -23,56 +23,91 @@ from kserve.protocol.rest.server import metrics_handler
 from kserve.protocol.rest.v2_endpoints import register_v2_endpoints
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from mvfoul.errors import ClientGoneError, ConfigError, MVFoulError, RequestTooLargeError
+from mvfoul.errors import (
+    ClientGoneError,
+    ConfigError,
+    DeadlineError,
+    MVFoulError,
+    RequestTooLargeError,
+    UnauthenticatedError,
+)
+from serving.admission import Admission
 from serving.call import TRANSPORT, Transport
+from serving.config import ServeConfig
 from serving.dataplane import FoulDataPlane
+from serving.door import Client, Door, Shown, check_request_bytes
 from serving.observer import Observer
 from serving.protocol import Tensor
+from serving.request_id import REQUEST_ID_HEADER, as_header, choose_request_id
 from serving.rest_body import JSON_LENGTH_HEADER, RestRequest, parse_body
 from serving.status import status_of
+from serving.tls import ServerTls, common_name
 
 log = logging.getLogger("mvfoul.serving")
 
 T = TypeVar("T")
 
+_COMMON_NAME = "mvfoul_common_name"
+_OPEN = frozenset(("/", "/metrics", "/v2/health/live", "/v2/health/ready"))
+"""Paths that need no token and no certificate."""
+_BODY_S = 60.0
+"""For all of a request's body: who sends it byte by byte takes nobody's place for longer."""
+
 
 class InferEndpoint:
     """`POST /v2/models/{name}[/versions/{version}]/infer`."""
 
-    def __init__(self, data_plane: FoulDataPlane, observer: Observer, *, max_request_bytes: int) -> None:
+    def __init__(self, data_plane: FoulDataPlane, observer: Observer, door: Door, config: ServeConfig) -> None:
         self._plane = data_plane
+        self._door = door
+        self._uploads = Admission(config.max_in_flight)
         self._observer = observer
-        self._max_request_bytes = max_request_bytes
+        self._max_request_bytes = config.max_request_bytes
 
     async def infer(self, request: Request, model_name: str, model_version: str = "") -> Response:
         """Answer one inference request."""
         with self._observer.request("rest", request.headers.items()) as trace:
-            host = request.client.host if request.client else ""
-            transport = Transport(client=host, version=model_version, trace=trace)
+            header = request.headers.get(REQUEST_ID_HEADER)
+            TRANSPORT.set(Transport(request_id=choose_request_id("", header), trace=trace))
+            client = self._door.client(shown(request))
+            transport = replace(
+                TRANSPORT.get(),
+                client=client.identity,
+                max_in_flight=client.max_in_flight,
+                version=model_version,
+            )
             TRANSPORT.set(transport)
             model = self._plane.check_model(model_name, model_version)
             # Before the body, so that what will be refused is not read into memory first.
-            model.core.check_capacity()
-            body = await self._read(request)
+            model.core.admission.check(client.identity, client.max_in_flight)
+            with self._uploads.admitted(client.identity, client.max_in_flight):
+                body = await self._read(request, client)
             parsed = parse_body(body, request.headers.get(JSON_LENGTH_HEADER))
+            parsed = replace(parsed, request_id=parsed.request_id or transport.request_id)
             TRANSPORT.set(replace(transport, request_id=parsed.request_id))
             work = self._plane.infer(model_name=model_name, request=_to_kserve(model_name, parsed))
             response, _ = await _unless_gone(request, work)
-            return _to_http(response)
+            return _named(_to_http(response))
 
-    async def _read(self, request: Request) -> bytes:
+    async def _read(self, request: Request, client: Client) -> bytes:
         announced = request.headers.get("content-length", "")
-        self._check_size(int(announced) if announced.isdigit() else 0)
+        self._check_size(int(announced) if announced.isdigit() else 0, client)
         chunks: list[bytes] = []
         size = 0
-        async for chunk in request.stream():
-            size += len(chunk)
-            self._check_size(size)
-            chunks.append(chunk)
+        try:
+            async with asyncio.timeout(_BODY_S):
+                async for chunk in request.stream():
+                    size += len(chunk)
+                    self._check_size(size, client)
+                    chunks.append(chunk)
+        except TimeoutError as error:
+            raise DeadlineError(f"the request's body did not arrive within {_BODY_S:g} s; send it faster.") from error
         return b"".join(chunks)
 
-    def _check_size(self, size: int) -> None:
+    def _check_size(self, size: int, client: Client) -> None:
+        check_request_bytes(size, client)
         if size > self._max_request_bytes:
             raise RequestTooLargeError(
                 f"the request has {size} bytes or more; this server takes {self._max_request_bytes}. Send smaller "
@@ -103,13 +138,38 @@ async def _hung_up(request: Request) -> None:
         pass
 
 
+class _Protocol(HttpToolsProtocol):
+    """One connection; its client's certificate goes along with each request, for which ASGI has no place."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        if (connection := transport.get_extra_info("ssl_object")) is not None:
+            self.app_state = {**self.app_state, _COMMON_NAME: common_name(connection.getpeercert())}
+
+
+def shown(request: Request) -> Shown:
+    """Return what a caller shows of itself."""
+    return Shown(
+        authorization=request.headers.get("authorization", ""),
+        common_name=request.scope.get("state", {}).get(_COMMON_NAME, ""),
+        host=request.client.host if request.client else "",
+    )
+
+
 class RestServer(uvicorn.Server):
     """uvicorn on a socket of ours; tells when it listens, and leaves signals to the one who runs it."""
 
-    def __init__(self, app: FastAPI, listener: socket.socket, *, grace_s: float) -> None:
+    def __init__(self, app: FastAPI, listener: socket.socket, tls: ServerTls | None, *, grace_s: float) -> None:
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=max(1, round(grace_s))
+            app,
+            http=_Protocol,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=max(1, round(grace_s)),
         )
+        config.load()
+        config.ssl = tls.context if tls else None
         super().__init__(config)
         self._listener = listener
         self.listening = asyncio.Event()
@@ -133,17 +193,28 @@ def build_app(
     endpoint: InferEndpoint,
     data_plane: FoulDataPlane,
     repository: ModelRepositoryExtension,
+    door: Door,
     *,
     swap: Callable[[], Awaitable[dict[str, str]]] | None = None,
 ) -> FastAPI:
     """Return the web application; `swap` answers `POST /admin/reload`, which otherwise does not exist."""
-    app = FastAPI(title="mvfoul", docs_url=None, redoc_url=None, openapi_url=None)
+
+    async def guard(request: Request) -> None:
+        path = request.url.path
+        # Inference asks the door itself, where its refusals are counted.
+        if path not in _OPEN and not path.endswith(("/ready", "/infer")):
+            door.client(shown(request))
+
+    async def guard_admin(request: Request) -> None:
+        door.check_admin(shown(request))
+
+    app = FastAPI(title="mvfoul", docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(guard)])
     app.add_api_route("/", data_plane.live, methods=["GET"])
     app.add_api_route("/metrics", metrics_handler, methods=["GET"])
     for path in ("/v2/models/{model_name}/infer", "/v2/models/{model_name}/versions/{model_version}/infer"):
         app.add_api_route(path, endpoint.infer, methods=["POST"], response_model=None)
     if swap is not None:
-        app.add_api_route("/admin/reload", _reload(swap), methods=["POST"])
+        app.add_api_route("/admin/reload", _reload(swap), methods=["POST"], dependencies=[Depends(guard_admin)])
     # After ours: the first route that fits a path answers.
     register_v2_endpoints(app, data_plane, repository)
     app.add_exception_handler(MVFoulError, _refuse)
@@ -211,7 +282,17 @@ def _to_http(response: InferResponse) -> Response:
 
 
 async def _refuse(_: Request, error: Exception) -> Response:
-    return JSONResponse({"error": str(error)}, status_code=status_of(error).http)
+    response = JSONResponse({"error": str(error)}, status_code=status_of(error).http)
+    if isinstance(error, UnauthenticatedError):
+        response.headers["www-authenticate"] = "Bearer"
+    return _named(response)
+
+
+def _named(response: Response) -> Response:
+    """Give an answer the id of its request, where it has one."""
+    if request_id := TRANSPORT.get().request_id:
+        response.headers[REQUEST_ID_HEADER] = as_header(request_id)
+    return response
 
 
 async def _refuse_path(request: Request, error: Exception) -> Response:
@@ -231,4 +312,4 @@ async def _not_implemented(_: Request, error: Exception) -> Response:
 async def _internal(_: Request, error: Exception) -> Response:
     # The log gets the traceback from uvicorn; the client gets no details of the inside.
     log.debug("internal error: %s", error)
-    return JSONResponse({"error": "internal error; the server's log has it."}, status_code=500)
+    return _named(JSONResponse({"error": "internal error; the server's log has it."}, status_code=500))

@@ -11,19 +11,19 @@ import contextlib
 import logging
 import signal
 import sys
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 
 from kserve import ModelServer
 from kserve.model_repository import ModelRepository
 
 from mvfoul.errors import MVFoulError
+from serving.access import Access
 from serving.config import ServeConfig
 from serving.dataplane import ClosedRepository, FoulDataPlane
 from serving.grpc_server import FoulServicer, build_grpc_server
 from serving.model import FoulModel
 from serving.parts import Parts
 from serving.rest_server import InferEndpoint, RestServer, bind, build_app
-from serving.swap import Swapper
 
 _LAST_ANSWERS_S = 1.0
 """For answers that are computed but still on their way out."""
@@ -34,11 +34,12 @@ log = logging.getLogger("mvfoul.serving")
 class FoulServer(ModelServer):  # type: ignore[misc]  # kserve has no types
     """Both protocols over one engine."""
 
-    def __init__(self, config: ServeConfig, parts: Parts) -> None:
+    def __init__(self, config: ServeConfig, parts: Parts, access: Access) -> None:
         registry = ModelRepository()
         super().__init__(registered_models=registry, enable_latency_logging=False)
         self._config = config
         self._parts = parts
+        self._access = access
         self._model = FoulModel(config.model_name, parts.engine, parts.observer, parts.readiness)
         self._model.shadow = lambda: parts.swapper.shadow
         self.register_model(self._model)
@@ -62,21 +63,28 @@ class FoulServer(ModelServer):  # type: ignore[misc]  # kserve has no types
         finally:
             await self._parts.aclose()
 
+    async def _reload(self) -> dict[str, str]:
+        """Read tokens, certificates and artifacts again; returns the versions on duty by role."""
+        self._access.reload()
+        return await self._parts.swapper.swap()
+
     async def _run(self) -> None:
-        config = self._config
-        servicer = FoulServicer(self.dataplane, self.model_repository_extension, self._parts.observer)
+        config, observer, access = self._config, self._parts.observer, self._access
+        servicer = FoulServicer(self.dataplane, self.model_repository_extension, observer, access.door)
         address = _address(config.host, config.grpc_port)
-        grpc_server, grpc_port = build_grpc_server(servicer, address, max_request_bytes=config.max_request_bytes)
-        endpoint = InferEndpoint(self.dataplane, self._parts.observer, max_request_bytes=config.max_request_bytes)
-        swap = self._parts.swapper.swap if config.admin else None
-        app = build_app(endpoint, self.dataplane, self.model_repository_extension, swap=swap)
+        grpc_server, grpc_port = build_grpc_server(
+            servicer, address, access, max_request_bytes=config.max_request_bytes
+        )
+        endpoint = InferEndpoint(self.dataplane, observer, access.door, config)
+        swap = self._reload if config.admin else None
+        app = build_app(endpoint, self.dataplane, self.model_repository_extension, access.door, swap=swap)
         with contextlib.closing(bind(config.host, config.http_port)) as listener:
-            rest_server = RestServer(app, listener, grace_s=config.grace_s)
+            rest_server = RestServer(app, listener, access.tls, grace_s=config.grace_s)
             stopped = _on_signal()
             rest = asyncio.create_task(rest_server.run_until_stopped())
             await grpc_server.start()
             await _first_of(rest, rest_server.listening)
-            with _in_background(self._parts.readiness.run()), _reloads_on_hangup(self._parts.swapper):
+            with _in_background(self._parts.readiness.run()), _reloads_on_hangup(self._reload):
                 starting = asyncio.create_task(self._announce_when_ready(listener.getsockname()[1], grpc_port))
                 await _until_stopped(stopped, rest, starting)
             log.info("stopping: %d requests in flight", self._parts.engine.in_flight)
@@ -139,14 +147,14 @@ def _in_background(work: Coroutine[None, None, None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _reloads_on_hangup(swapper: Swapper) -> Iterator[None]:
-    """Swap at each SIGHUP; what is refused is in the log and in the metrics."""
+def _reloads_on_hangup(reload: Callable[[], Awaitable[object]]) -> Iterator[None]:
+    """Reload at each SIGHUP; what is refused is in the log and in the metrics."""
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
 
     async def swap() -> None:
         with contextlib.suppress(MVFoulError):
-            await swapper.swap()
+            await reload()
 
     def begin() -> None:
         task = loop.create_task(swap())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from mvfoul.artifact import load_artifact
+from serving.access import make_access
 from serving.config import ServeConfig
 from serving.json_log import configure_logging
 from serving.loading import load_here
@@ -18,6 +19,7 @@ def run(config: ServeConfig) -> None:
         ConfigError: An address cannot be bound.
     """
     configure_logging(config.log_level, config.log_format)
+    access = make_access(config)
     if config.triton is None:
         generation = load_here(config, config.artifact, "primary")
     else:
@@ -29,4 +31,4 @@ def run(config: ServeConfig) -> None:
     from serving.server import FoulServer
 
     parts = embedded(config, generation) if config.triton is None else transformer(config, artifact)
-    FoulServer(config, parts).start()
+    FoulServer(config, parts, access).start()

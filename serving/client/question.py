@@ -51,6 +51,11 @@ _ERRORS: Final[Mapping[str, type[ServiceError]]] = {
 }
 
 
+_TOO_LARGE: Final = ("larger than max", " bytes or more; ")
+"""How the gRPC library and our server say that a request is too large. The status is that of an overload, and the
+difference matters: no repetition cures it."""
+
+
 class Question:
     """One request, however often it is sent: it has no effect that a repetition would double.
 
@@ -161,10 +166,9 @@ def failure_of(connection: Connection, status: str | None, message: str) -> Serv
     """
     kind = _ERRORS.get(str(status), ServiceError)
     target = connection.target
-    if kind is OverloadedError and "larger than max" in message:
-        # The gRPC library uses the same status for a message over the size limit, which no retry cures.
+    if kind is OverloadedError and any(phrase in message for phrase in _TOO_LARGE):
         cure = "Send smaller clips, or start the server with a larger --max-request-bytes."
-        return RequestTooLargeError(f"{target} refused the request: {message}. {cure}")
+        return RequestTooLargeError(f"{target} refused the request: {message.rstrip('.')}. {cure}")
     if kind is DeadlineError:
         return DeadlineError(f"{target} did not answer within {connection.timeout_s:g} s; raise the timeout.")
     if kind is UnavailableError:

@@ -99,8 +99,8 @@ def test_a_refused_request_is_a_warning_and_a_bug_an_error_of_one_line(caplog):
         with pytest.raises(type(error)), observer.request("grpc", ()):
             raise error
     assert [(record.levelname, record.message) for record in caplog.records] == [
-        ("WARNING", "grpc request refused: invalid_request: send less"),
-        ("ERROR", "grpc request failed: ZeroDivisionError('a bug')"),
+        ("WARNING", "grpc request refused: invalid_request: send less id=''"),
+        ("ERROR", "grpc request failed: ZeroDivisionError('a bug') id=''"),
     ]
 
 

@@ -1,0 +1,54 @@
+"""Who may connect and who may ask: TLS and the door, from the flags."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from dataclasses import dataclass
+
+from serving.config import ServeConfig
+from serving.door import Door
+from serving.tls import ServerTls, TlsFiles
+
+log = logging.getLogger("mvfoul.serving")
+
+
+@dataclass(frozen=True)
+class Access:
+    """One per server."""
+
+    door: Door
+    tls: ServerTls | None = None
+    """None: connections are not encrypted."""
+
+    def reload(self) -> None:
+        """Read tokens and certificates again; what is not as it should be stays as it was."""
+        self.door.reload()
+        if self.tls is not None:
+            self.tls.reload()
+
+
+def make_access(config: ServeConfig) -> Access:
+    """Return what the flags ask for.
+
+    Raises:
+        ConfigError: A file is not as it should be.
+    """
+    tls = None
+    if config.tls_cert is not None and config.tls_key is not None:
+        tls = ServerTls(TlsFiles(cert=config.tls_cert, key=config.tls_key, client_ca=config.tls_client_ca))
+    if config.token_file is not None and tls is None and not _is_loopback(config.host):
+        log.warning("tokens travel unencrypted: --token-file without --tls-cert on %s", config.host)
+    door = Door(
+        config.token_file,
+        certificates=config.tls_client_ca is not None,
+        max_in_flight=config.max_in_flight_per_client,
+    )
+    return Access(door, tls)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
