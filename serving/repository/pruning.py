@@ -30,7 +30,11 @@ def prune(config: RepositoryConfig) -> list[str]:
                 store.remove_version(model, there[name])
     left = ", ".join(name for name in there if name not in removed)
     hint = f"a Triton in mode explicit unloads it when {names.encoder} and {names.head} are loaded again"
-    return [*(f"removed {name}" for name in removed), f"{reader.root} has {left}", *([hint] if removed else [])]
+    return [
+        *(f"removed {name}" for name in removed),
+        f"{reader.root} has {left}",
+        *([hint] if removed and not config.triton else []),
+    ]
 
 
 def _removable(reader: RepositoryReader, config: RepositoryConfig, there: dict[str, int]) -> list[str]:

@@ -31,7 +31,8 @@ def publish(config: RepositoryConfig) -> list[str]:
         ConfigError: A flag does not fit the artifact, or the repository holds something that does not go with it.
     """
     if config.artifact is None:
-        return prune(config)
+        with _running_triton(config) as triton:
+            return _pruned(config, triton)
     artifact = load_artifact(config.artifact)
     models = build_configs(artifact, config)
     check_fits(RepositoryReader(config.output), artifact, config, models)
@@ -39,11 +40,12 @@ def publish(config: RepositoryConfig) -> list[str]:
         _self_test(artifact)
     if config.dry_run:
         return _described(artifact, config, models)
-    with open_store(config.output) as store, _running_triton(artifact, config) as triton:
-        check_fits(store, artifact, config, models)
-        lines = _write(store, artifact, config, models, triton)
-    if config.prune or config.keep:
-        lines += prune(config)
+    with _running_triton(config) as triton:
+        with open_store(config.output) as store:
+            check_fits(store, artifact, config, models)
+            lines = _write(store, artifact, config, models, triton)
+        if config.prune or config.keep:
+            lines += _pruned(config, triton)
     return [*lines, *next_steps(artifact, config)]
 
 
@@ -53,10 +55,17 @@ def _self_test(artifact: Artifact) -> None:
     OnnxGraphs(artifact, threads=0).self_test(artifact)
 
 
-def _running_triton(artifact: Artifact, config: RepositoryConfig) -> AbstractContextManager[Rollout | None]:
+def _running_triton(config: RepositoryConfig) -> AbstractContextManager[Rollout | None]:
     if not config.triton:
         return nullcontext()
-    return Rollout(config.triton, ModelNames(config.name), artifact, timeout_s=config.triton_timeout_s)
+    return Rollout(config.triton, ModelNames(config.name), timeout_s=config.triton_timeout_s)
+
+
+def _pruned(config: RepositoryConfig, triton: Rollout | None) -> list[str]:
+    lines = prune(config)
+    if triton and not config.dry_run:
+        triton.forget_removed()
+    return lines
 
 
 def _write(
@@ -75,19 +84,19 @@ def _write(
         lines.append(f"  Triton at {config.triton} has loaded it and computes golden.npz as PyTorch did")
     lines.append(_put_ensemble(store, artifact, names.ensemble, models[names.ensemble]))
     if triton:
-        triton.change_over()
+        triton.change_over(artifact)
     return lines
 
 
 def _try(store: RepositoryStore, artifact: Artifact, names: ModelNames, triton: Rollout, *, remove: bool) -> None:
     try:
-        triton.try_version()
+        triton.try_version(artifact)
     except MVFoulError:
         if remove:
             # A version that does not load also keeps later ones of the same model from loading.
             for model in (names.head, names.encoder):
                 store.remove_version(model, artifact.model_version)
-            triton.forget_version()
+            triton.forget_removed()
         raise
 
 

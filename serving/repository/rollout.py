@@ -7,7 +7,6 @@ does not load would take the ensemble with it (measured), so it must not be name
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -24,52 +23,62 @@ _DATATYPES: Final = {"uint8": "UINT8", "float16": "FP16", "float32": "FP32"}
 
 
 class Rollout:
-    """A connection to the Triton that serves the repository."""
+    """A connection to the Triton that serves the repository; make it before the files are written."""
 
-    def __init__(self, target: str, names: ModelNames, artifact: Artifact, *, timeout_s: float) -> None:
+    def __init__(self, target: str, names: ModelNames, *, timeout_s: float) -> None:
         """Connect to `target` ("host:port" of Triton's gRPC).
 
         Raises:
-            UnavailableError: No Triton is ready to talk there.
+            UnavailableError: No Triton answers there.
         """
         from tritonclient import grpc as triton
 
         self._triton = triton
         self._client = triton.InferenceServerClient(target)
-        self._target, self._names, self._artifact, self._timeout_s = target, names, artifact, timeout_s
+        self._target, self._names, self._timeout_s = target, names, timeout_s
         try:
-            self._client.is_server_live(client_timeout=timeout_s)
+            self._failed_before = self._failures()
         except triton.InferenceServerException as error:
             raise UnavailableError(f"--triton {target} does not answer ({error.message()}). Is it running?") from error
 
-    def try_version(self) -> None:
-        """Load encoder and head of the new version and compare their answers to golden.npz.
+    def try_version(self, artifact: Artifact) -> None:
+        """Load encoder and head of a version that is in the repository and compare their answers to golden.npz.
 
         Raises:
             ArtifactError: Triton cannot load them, or they compute something else.
             UnavailableError: They are not ready in time.
         """
         for model in (self._names.encoder, self._names.head):
-            self._load(model)
-        golden = self._artifact.golden()
-        features = self._ask(self._names.encoder, VIEWS, golden[VIEWS], (FEATURES,))[FEATURES]
-        answers = self._ask(self._names.head, FEATURES, features, ANSWERS)
-        check_golden(self._artifact, golden, answers, engine=f"Triton at {self._target}")
+            self._load(model, artifact)
+        golden = artifact.golden()
+        features = self._ask(self._names.encoder, artifact, VIEWS, golden[VIEWS], (FEATURES,))[FEATURES]
+        answers = self._ask(self._names.head, artifact, FEATURES, features, ANSWERS)
+        check_golden(artifact, golden, answers, engine=f"Triton at {self._target}")
 
-    def change_over(self) -> None:
-        """Make the ensemble answer with the new version; raises as `try_version` does."""
-        self._load(self._names.ensemble)
+    def change_over(self, artifact: Artifact) -> None:
+        """Make the ensemble answer with a version; raises as `try_version` does."""
+        self._load(self._names.ensemble, artifact)
 
-    def forget_version(self) -> None:
-        """Make Triton forget a version whose folders were removed; in poll mode it notices by itself."""
+    def forget_removed(self) -> None:
+        """Make Triton unload versions whose folders were removed; in poll mode it notices by itself."""
         for model in (self._names.encoder, self._names.head):
             self._request_load(model)
 
-    def _load(self, model: str) -> None:
+    def _load(self, model: str, artifact: Artifact) -> None:
         if refusal := self._request_load(model):
             raise ArtifactError(f"Triton at {self._target} cannot load {model}: {refusal}")
-        version = str(self._artifact.model_version)
-        self._wait(lambda: bool(self._client.is_model_ready(model, version)), f"version {version} of {model}")
+        version = str(artifact.model_version)
+        deadline = time.monotonic() + self._timeout_s
+        while not self._client.is_model_ready(model, version):
+            failure = self._failures().get((model, version), "")
+            if failure and failure != self._failed_before.get((model, version)):
+                raise ArtifactError(f"Triton at {self._target} cannot load {model}: {failure}")
+            if time.monotonic() > deadline:
+                raise UnavailableError(
+                    f"Triton at {self._target} has not made version {version} of {model} ready within "
+                    f"{self._timeout_s:g} s. Does it serve this repository, in mode poll or explicit?"
+                )
+            time.sleep(_LOOK_S)
 
     def _request_load(self, model: str) -> str:
         """Return why Triton refuses to load; empty if it has loaded, or polls and does so by itself."""
@@ -79,27 +88,19 @@ class Rollout:
             return "" if "polling is enabled" in error.message() else str(error.message()).strip()
         return ""
 
-    def _wait(self, ready: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + self._timeout_s
-        while not ready():
-            if time.monotonic() > deadline:
-                raise UnavailableError(
-                    f"Triton at {self._target} has not made {what} ready within {self._timeout_s:g} s; its log says "
-                    "why. Does it serve this repository, in mode poll or explicit?"
-                )
-            time.sleep(_LOOK_S)
+    def _failures(self) -> dict[tuple[str, str], str]:
+        """Return why versions of models could not be loaded, as Triton remembers it."""
+        models = self._client.get_model_repository_index(client_timeout=self._timeout_s).models
+        return {(m.name, m.version): m.reason.strip() for m in models if m.state == "UNAVAILABLE" and _failed(m.reason)}
 
     def _ask(
-        self, model: str, name: str, values: NDArray[Any], outputs: tuple[str, ...]
+        self, model: str, artifact: Artifact, name: str, values: NDArray[Any], outputs: tuple[str, ...]
     ) -> dict[str, NDArray[np.float32]]:
         tensor = self._triton.InferInput(name, list(values.shape), _DATATYPES[values.dtype.name])
         tensor.set_data_from_numpy(values)
         try:
             result = self._client.infer(
-                model,
-                [tensor],
-                model_version=str(self._artifact.model_version),
-                client_timeout=self._timeout_s,
+                model, [tensor], model_version=str(artifact.model_version), client_timeout=self._timeout_s
             )
         except self._triton.InferenceServerException as error:
             raise ArtifactError(f"Triton at {self._target}: {model} fails on golden.npz: {error.message()}") from error
@@ -110,3 +111,7 @@ class Rollout:
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._client.close()
+
+
+def _failed(reason: str) -> bool:
+    return reason not in ("", "unloaded")

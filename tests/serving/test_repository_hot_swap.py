@@ -44,6 +44,9 @@ class Load:
         return self
 
     def __exit__(self, *_):
+        self.stop()
+
+    def stop(self):
         self._end.set()
         for thread in self._threads:
             thread.join()
@@ -124,7 +127,7 @@ def test_an_artifact_goes_live_and_comes_back_under_load(
 
 @pytest.mark.parametrize("control", ["poll", "explicit"])
 def test_a_version_that_does_not_load_or_errs_is_removed_and_the_old_one_stays(
-    start_triton, write_repository, tmp_path, tiny_artifact, second_artifact, control
+    start_triton, write_repository, wait_until, tmp_path, tiny_artifact, second_artifact, control
 ):
     """`--triton`: the ensemble changes over only after the running Triton has proven the version."""
     models = tmp_path / "models"
@@ -133,18 +136,25 @@ def test_a_version_that_does_not_load_or_errs_is_removed_and_the_old_one_stays(
     write_repository(models, **fields)
     loaded = {"load": MODELS} if control == "explicit" else {}
     with start_triton(models, control=control, **loaded) as triton, Load(triton, [first, second]) as load:
-        for name, spoil in (("no_graph", spoil_encoder), ("other_answers", spoil_golden)):
+        for name, spoil, message in (
+            ("no_graph", spoil_encoder, "cannot load mvfoul_encoder.*ONNXRuntimeError"),
+            ("other_answers", spoil_golden, "fails its self-test in Triton at .*ACTION_PROBABILITIES by"),
+        ):
             bad = spoil(tiny_artifact, tmp_path / name)
-            with pytest.raises((ArtifactError, UnavailableError), match=f"Triton at {triton.grpc}"):
-                write_repository(models, artifact=bad, triton=triton.grpc, triton_timeout_s=6.0, **fields)
+            with pytest.raises(ArtifactError, match=message):
+                write_repository(models, artifact=bad, triton=triton.grpc, triton_timeout_s=60.0, **fields)
             assert [path.name for path in (models / "mvfoul_encoder").iterdir() if path.is_dir()] == [
                 str(first.model_version)
             ]
         assert set(load.seen) == {("ensemble", (0,), True), ("pinned", (0,)), ("ready", True)}, load.seen
         write_repository(models, artifact=second_artifact, triton=triton.grpc, triton_timeout_s=60.0, **fields)
+        assert load.seen["pinned", (0,)]
+        load.stop()
+        write_repository(models, artifact=None, keep=1, triton=triton.grpc)
         with triton_grpc.InferenceServerClient(triton.grpc) as client:
             result = ask(client, "mvfoul", VIEWS, noise(first, 1))
             assert result.get_response().model_version == str(second.model_version)
+            wait_until(lambda: not client.is_model_ready("mvfoul_encoder", str(first.model_version)), "it is unloaded")
     assert set(load.seen) <= {("ensemble", (0,), True), ("ensemble", (1,), True), ("pinned", (0,)), ("ready", True)}
 
 
@@ -152,4 +162,4 @@ def test_a_triton_that_is_not_there_is_told_before_anything_is_written(write_rep
     models = tmp_path / "models"
     with pytest.raises(UnavailableError, match=r"--triton 127\.0\.0\.1:9 does not answer"):
         write_repository(models, triton="127.0.0.1:9", triton_timeout_s=2.0, no_self_test=True)
-    assert not list(models.iterdir())
+    assert not models.exists()
