@@ -12,12 +12,13 @@ DATA ?=
 CKPT ?=
 OUT ?= runs/demo
 
-.PHONY: help setup demo test test-slow test-gpu check format benchmarks images monitoring-demo clean
+.PHONY: help setup demo live-demo test test-slow test-gpu check format benchmarks images monitoring-demo clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make demo DATA=<folder in the official layout> [CKPT=best.pth.tar] [OUT=runs/demo]"
+	@echo "  make live-demo [DATA=<folder>] [ARTIFACT=<folder>] [LIVE_FLAGS='--decisions 3']"
 
 setup: $(STAMP) ## Install everything into .venv (the other targets call it)
 
@@ -26,6 +27,9 @@ $(STAMP): pyproject.toml constraints.txt scripts/setup.sh scripts/debian-package
 
 demo: $(STAMP) ## Data, training, evaluation, export, server, one decision: on CPU, under 8 minutes
 	@$(PY) scripts/demo.py --out "$(OUT)" $(if $(DATA),--data "$(DATA)") $(if $(CKPT),--ckpt "$(CKPT)")
+
+live-demo: $(STAMP) ## The live console on the demo's scenes: cameras, triggers, decisions, the page; after `make demo`
+	@$(PY) scripts/live_demo.py --data "$(or $(DATA),$(OUT)/data)" --artifact "$(or $(ARTIFACT),$(OUT)/artifact)" $(LIVE_FLAGS)
 
 test: check ## Every check and every fast test
 	$(PY) -m pytest -m "not slow and not gpu"
@@ -53,6 +57,7 @@ benchmarks: $(STAMP) ## Every benchmark that runs on a CPU, to the terminal
 	$(PY) benchmarks/backbones.py
 	$(PY) benchmarks/serve.py --artifact "$(OUT)/artifact"
 	$(PY) benchmarks/triton_batching.py --artifact "$(OUT)/artifact"
+	$(PY) benchmarks/live.py --artifact "$(OUT)/artifact"
 
 images: $(STAMP) ## The container images, and what is in them; IMAGES="serving", LOCAL_BASE=1 (docs/images.md)
 	@scripts/images.sh $(IMAGES)
