@@ -66,7 +66,8 @@ def _scene(folder: Path, options: argparse.Namespace) -> Path:
     for number in range(3):
         clip = folder / "data" / "test" / "action_0" / f"clip_{number}.mp4"
         clip.parent.mkdir(parents=True, exist_ok=True)
-        write_noise_clip(clip, seed=number, size=tuple(options.size), noise=6)  # as many bits as football
+        # As many bits as football, and a keyframe a second, as cameras send.
+        write_noise_clip(clip, seed=number, size=tuple(options.size), noise=12, gop=25)
     return folder / "data"
 
 
