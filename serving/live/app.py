@@ -94,7 +94,7 @@ def build_app(
             "notices": board.notices(),
             "watching": routines.watching,
             "console": {
-                "server": config.server,
+                "server": config.target,
                 "operator": config.operator,
                 "contact_offset_s": config.contact_offset_s,
                 "audit": {"line": line, "head": head},
@@ -219,7 +219,7 @@ async def _stream(request: Request, board: Board, state: Callable[[], dict[str, 
     subscriber = board.subscribe(wake)
     try:
         yield _event("snapshot", await asyncio.to_thread(state))
-        while not await request.is_disconnected():
+        while not (board.is_closed or await request.is_disconnected()):
             try:
                 await asyncio.wait_for(waiting.wait(), KEEP_ALIVE_S)
             except TimeoutError:

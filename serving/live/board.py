@@ -47,6 +47,8 @@ class Board:
         self._mutex = threading.Lock()
         self._subscribers: list[Subscriber] = []
         self._notices: dict[str, dict[str, Any]] = {}
+        self.is_closed = False
+        """The console stops: pages are no longer told anything."""
 
     def subscribe(self, wake: Callable[[], None]) -> Subscriber:
         """Add a page."""
@@ -75,6 +77,14 @@ class Board:
                 if len(subscriber.events) >= _BACKLOG:
                     subscriber.events, subscriber.lost = [], True
                 subscriber.events.append(Event(kind, data))
+        for subscriber in subscribers:
+            subscriber.wake()
+
+    def close(self) -> None:
+        """Let every page's stream of events end."""
+        self.is_closed = True
+        with self._mutex:
+            subscribers = list(self._subscribers)
         for subscriber in subscribers:
             subscriber.wake()
 

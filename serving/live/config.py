@@ -10,6 +10,7 @@ import tyro
 
 from mvfoul.command import check_flag
 from mvfoul.errors import ConfigError
+from serving.client.flags import ConnectionFlags
 from serving.config import LogLevel
 
 Names = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
@@ -38,7 +39,7 @@ class ContinuousConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LiveConfig:
+class LiveConfig(ConnectionFlags):
     """Watch several cameras, and turn an incident into a decision; or review recorded actions (--review).
 
     The page is served at the address that the line READY on stdout names. The referee decides: what the page shows is
@@ -53,10 +54,8 @@ class LiveConfig:
     """Review recorded actions instead: a folder in the official layout, or one with dropped clips."""
     artifact: Path | None = None
     """What the server serves: tells the review which frames were seen. Without it, the known presets are tried."""
-    server: str = "127.0.0.1:8081"
+    target: Annotated[str, tyro.conf.arg(name="server")] = "127.0.0.1:8081"
     """host:port of the server's gRPC."""
-    model_name: str = "mvfoul"
-    """The model to ask."""
     timeout_s: float = 30.0
     """How long to wait for one answer."""
     host: str = "127.0.0.1"
@@ -89,6 +88,7 @@ class LiveConfig:
     """Of the log on stderr."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_flag(bool(self.camera) != bool(self.review), "--camera", self.camera, "Pass cameras, or --review DIR.")
         check_flag(0 <= self.http_port <= 65535, "--http-port", self.http_port, "Use 1 to 65535, or 0 for a free one.")
         check_flag(self.timeout_s > 0, "--timeout-s", self.timeout_s, "Use more than 0.")

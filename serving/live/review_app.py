@@ -38,7 +38,7 @@ def build_review_app(config: LiveConfig, review: Review, desk: Desk, board: Boar
             "examinations": review.examinations(),
             "incidents": [i for i in desk.incidents() if i["trigger"] == "review"],
             "notices": board.notices(),
-            "console": {"server": config.server, "audit": {"line": line, "head": head}},
+            "console": {"server": config.target, "audit": {"line": line, "head": head}},
         }
 
     app = base_app(board, recorder, state, page="review.html")

@@ -43,19 +43,19 @@ def run(config: LiveConfig) -> None:
     for name in ("mvfoul", "serving"):
         logging.getLogger(name).setLevel(config.log_level.upper())
     with ExitStack() as stack:
-        app = _app(config, stack)
+        board = Board()
+        app = _app(config, board, stack)
         listener = stack.enter_context(_bound(config.host, config.http_port))
-        _serve(app, listener, config.host)
+        _serve(app, board, listener, config.host)
 
 
-def _app(config: LiveConfig, stack: ExitStack) -> FastAPI:
+def _app(config: LiveConfig, board: Board, stack: ExitStack) -> FastAPI:
     contacts = read_timecodes(config.timecodes) if config.timecodes else ()
     cases = find_cases(config.review) if config.review else {}
     audit = AuditLog(config.audit_dir)
     stack.callback(audit.close)
-    board = Board()
     recorder = Recorder(audit, board)
-    client = FoulClient(config.server, model_name=config.model_name, timeout_s=config.timeout_s)
+    client = FoulClient(config.target, **config.connection(timeout_s=config.timeout_s, retries=0))
     stack.callback(client.close)
     cameras = _cameras(config)
     settings = DeskSettings(operator=config.operator, after_s=config.after_s, wait_s=config.wait_s)
@@ -90,22 +90,26 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 class _Announcing(uvicorn.Server):
-    """Says READY once requests are answered."""
+    """Says READY once requests are answered, and ends the pages' streams when it stops: nobody waits for them."""
 
-    address = ""
+    def __init__(self, config: uvicorn.Config, board: Board, address: str) -> None:
+        super().__init__(config)
+        self._board, self._address = board, address
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         # On stdout, where nothing else is written: scripts wait for this line.
-        sys.stdout.write(f"READY http={self.address}\n")
+        sys.stdout.write(f"READY http={self._address}\n")
         sys.stdout.flush()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._board.close()
+        await super().shutdown(sockets)
 
-def _serve(app: FastAPI, listener: socket.socket, host: str) -> None:
-    # An open page holds a stream of events open: it is not waited for.
-    settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, access_log=False)
-    server = _Announcing(settings)
+
+def _serve(app: FastAPI, board: Board, listener: socket.socket, host: str) -> None:
+    settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5, access_log=False)
     port = listener.getsockname()[1]
-    server.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    server.run(sockets=[listener])
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    _Announcing(settings, board, address).run(sockets=[listener])
     log.info("stopped")

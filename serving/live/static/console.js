@@ -65,7 +65,7 @@ function meta(incident, latest) {
   const busy = incident.state === "asking" && latest ? "refining…" : "";
   const views = latest ? `${latest.views.length} ${latest.views.length === 1 ? "view" : "views"}` : "";
   return el("div", { class: "meta" },
-    el("span", {}, `contact ${clock(incident.contact_s)}`), el("span", {}, `${incident.trigger}, ${incident.operator}`),
+    el("span", {}, `contact ${clock(incident.contact_s)}`), el("span", {}, incident.trigger === incident.operator ? incident.trigger : `${incident.trigger}, ${incident.operator}`),
     incident.note ? el("span", {}, incident.note) : null, el("span", {}, views),
     incident.rulings.length > 1 ? el("span", { class: "revisions", role: "group", "aria-label": "Answers, each refining the one before" }, "answer ",
       incident.rulings.map((r) => el("button", { type: "button", "aria-pressed": String(r === latest), onclick: () => select(incident.id, r.revision) }, String(r.revision)))) : null,
