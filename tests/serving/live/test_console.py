@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import itertools
 import json
 import re
 import resource
-import signal
-import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -182,30 +179,3 @@ def test_a_full_disk_is_told_decisions_go_on_and_recording_resumes(console: Any)
     assert incident["rulings"][-1]["line"] > before.lines
     assert "NOT recorded" not in str(console.state()["notices"])
     assert verify(console.audit).faults == ()
-
-
-def test_kill_9_loses_no_decision_that_was_shown_and_the_next_start_shows_them(
-    start_console: Any, camera_flags: list[str], unsure_server: Any, until_ready: Any, tmp_path: Path
-) -> None:
-    shown: dict[tuple[str, int], int] = {}
-
-    def watch(url: str) -> None:
-        with contextlib.suppress(httpx.HTTPError), httpx.stream("GET", f"{url}/api/events", timeout=20) as stream:
-            for line in stream.iter_lines():
-                document = json.loads(line[6:]) if line.startswith("data: {") else {}
-                shown.update({(document["id"], r["revision"]): r["line"] for r in document.get("rulings", [])})
-
-    flags = [*camera_flags, "--server", unsure_server.grpc]
-    with start_console(*flags, audit=tmp_path / "audit") as console:
-        until_ready(console)
-        watcher = threading.Thread(target=watch, args=(console.url,))
-        watcher.start()
-        while len(shown) < 6:
-            console.post("/api/trigger", {"seconds_ago": 1.2})
-        console.process.send_signal(signal.SIGKILL)
-        watcher.join()
-    with start_console(*flags, audit=tmp_path / "audit") as console:
-        known = {(i["id"], r["revision"]): r["line"] for i in console.state()["incidents"] for r in i["rulings"]}
-    assert known.items() >= shown.items()
-    assert all(shown.values())
-    assert verify(tmp_path / "audit").faults == ()
