@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 
 import pytest
@@ -11,6 +12,7 @@ import tyro
 from serving.config import ServeConfig
 from serving.repository.config import RepositoryConfig
 from tests.k8s import manifests
+from tests.k8s.validation import faults
 
 GRACE_MARGIN_S = 5
 NAMES = {"server": "mvfoul-server", "triton": "mvfoul-triton", "training": "mvfoul-training"}
@@ -264,3 +266,37 @@ def test_knative_gets_only_what_it_accepts():
     service = objects["InferenceService/mvfoul"]
     assert service["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] == "Knative"
     assert service["spec"]["predictor"]["scaleMetric"] == "concurrency"
+
+
+@pytest.mark.parametrize("overlay", ["prod", "plain", "dev"])
+def test_tokens_and_certificates_come_from_secrets(overlay, tmp_path):
+    components = ["tls"] if overlay == "prod" else ["tls", "tokens"]
+    (tmp_path / "kustomization.yaml").write_text(
+        json.dumps(
+            {
+                "apiVersion": "kustomize.config.k8s.io/v1beta1",
+                "kind": "Kustomization",
+                "resources": [os.path.relpath(manifests.K8S / "overlays" / overlay, tmp_path.resolve())],
+                "components": [
+                    os.path.relpath(manifests.K8S / "components" / name, tmp_path.resolve()) for name in components
+                ],
+            }
+        )
+    )
+    objects = manifests.render(str(tmp_path))
+    (pod,) = (
+        pod
+        for document in objects
+        for _, labels, pod in manifests.pods(document)
+        if labels.get("app.kubernetes.io/name") == NAMES["server"]
+    )
+    (container,) = pod["containers"]
+    config = _config(container)
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    secrets = {volume["name"]: volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume}
+    assert secrets[mounts[str(config.token_file.parent)]] == "mvfoul-tokens"
+    assert secrets[mounts[str(config.tls_cert.parent)]] == "mvfoul-tls"
+    assert (config.tls_cert.name, config.tls_key.name) == ("tls.crt", "tls.key"), "as kubernetes.io/tls names them"
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"]["scheme"] == "HTTPS"
+    assert not {manifests.where(document): faults(document) for document in objects if faults(document)}
