@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import replace
@@ -50,8 +51,10 @@ log = logging.getLogger("mvfoul.serving")
 T = TypeVar("T")
 
 _COMMON_NAME = "mvfoul_common_name"
-_OPEN = frozenset(("/", "/metrics", "/v2/health/live", "/v2/health/ready"))
+_OPEN = re.compile(r"/|/metrics|/v2/health/(live|ready)|/v2/models/[^/]+/ready")
 """Paths that need no token and no certificate."""
+_INFER = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
+"""Asks the door itself, where its refusals are counted."""
 _BODY_S = 60.0
 """For all of a request's body: who sends it byte by byte takes nobody's place for longer."""
 
@@ -201,8 +204,7 @@ def build_app(
 
     async def guard(request: Request) -> None:
         path = request.url.path
-        # Inference asks the door itself, where its refusals are counted.
-        if path not in _OPEN and not path.endswith(("/ready", "/infer")):
+        if not (_OPEN.fullmatch(path) or _INFER.fullmatch(path)):
             door.client(shown(request))
 
     async def guard_admin(request: Request) -> None:

@@ -5,13 +5,13 @@ The first line says which run it is; answers of another artifact or another spli
 
 from __future__ import annotations
 
+import fcntl
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from mvfoul.errors import ConfigError
 from serving.bulk.actions import Action
@@ -52,17 +52,20 @@ class Journal:
         self.path = path
         self.outcomes: dict[str, Outcome] = {}
         self._fingerprints: dict[str, Any] = {}
-        lines = _whole_lines(path)
-        if lines:
-            self._check(heading, lines[0])
-        for line in lines[1:]:
-            self._take(json.loads(line))
+        self._stream = _open_alone(path)
         try:
+            lines = _whole_lines(self._stream.read())
+            if lines:
+                self._check(heading, lines[0])
+            for line in lines[1:]:
+                self._take(json.loads(line))
             # Written anew, so that a line torn by a kill is gone.
-            path.write_bytes(b"".join(lines or [_line(asdict(heading))]))
-            self._stream = path.open("ab")
-        except OSError as error:
-            raise ConfigError(f"cannot write {path}: {error.strerror}. Choose another --out.") from error
+            self._stream.truncate(0)
+            self._stream.write(b"".join(lines or [_line(asdict(heading))]))
+            self._stream.flush()
+        except BaseException:
+            self._stream.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -101,19 +104,33 @@ class Journal:
 
 def read_artifact(path: Path) -> str:
     """Return the version of the artifact that an unfinished run's answers are of; empty where there is none."""
-    lines = _whole_lines(path)
+    try:
+        lines = _whole_lines(path.read_bytes())
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}. Choose another --out.") from error
     return str(json.loads(lines[0]).get("artifact", "")) if lines else ""
 
 
-def _whole_lines(path: Path) -> list[bytes]:
-    """Return the lines that end as they should and are JSON objects."""
+def _open_alone(path: Path) -> BinaryIO:
+    """Open a journal at its beginning, as the only process that has it."""
     try:
-        lines = path.read_bytes().splitlines(keepends=True)
-    except FileNotFoundError:
-        return []
+        stream = path.open("a+b")
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}. Choose another --out.") from error
-    return [line for line in lines if line.endswith(b"\n") and _is_object(line)]
+        raise ConfigError(f"cannot write {path}: {error.strerror}. Choose another --out.") from error
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        stream.close()
+        raise ConfigError(f"another run writes {path}. Wait for it, or choose another --out.") from error
+    stream.seek(0)
+    return stream
+
+
+def _whole_lines(content: bytes) -> list[bytes]:
+    """Return the lines that end as they should and are JSON objects."""
+    return [line for line in content.splitlines(keepends=True) if line.endswith(b"\n") and _is_object(line)]
 
 
 def _is_object(line: bytes) -> bool:
@@ -124,4 +141,4 @@ def _is_object(line: bytes) -> bool:
 
 
 def _line(entry: Mapping[str, Any]) -> bytes:
-    return (json.dumps(entry) + os.linesep).encode()
+    return (json.dumps(entry) + "\n").encode()

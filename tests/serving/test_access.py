@@ -221,7 +221,7 @@ def test_an_unknown_token_gets_nothing_but_health_and_metrics(connect, guarded, 
                     ask()
     for path in ("/", "/metrics", "/v2/health/live", "/v2/health/ready", "/v2/models/mvfoul/ready"):
         assert guarded_rest.get(path).status_code == 200
-    for path in ("/v2", "/v2/models", "/v2/models/mvfoul"):
+    for path in ("/v2", "/v2/models", "/v2/models/mvfoul", "/v2/models/infer", "/v2/models/mvfoul/versions/1/ready"):
         assert guarded_rest.get(path).status_code == 401
     answer = guarded_rest.post(INFER, json=body(clips[:1]), headers={"authorization": "Bearer wrong-and-secret"})
     assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")

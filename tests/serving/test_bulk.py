@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from mvfoul.errors import ConfigError
 from mvfoul.labels import from_soccernet_json
 from serving.bulk.actions import list_actions
 from serving.bulk.journal import Heading, Journal, Outcome
@@ -145,6 +146,8 @@ def test_a_changed_clip_is_asked_about_again(tmp_path, clips):
         action.clips[0].write_bytes(clips[1])
         (changed,) = list_actions(root, "test", max_views=5)
         assert not journal.knows(changed)
+        with pytest.raises(ConfigError, match="another run writes"):
+            Journal(tmp_path / "journal", heading)
 
 
 def test_a_server_that_is_not_there_and_wrong_data_have_their_exit_codes(bulk, run_module, tmp_path):

@@ -7,6 +7,7 @@ import inspect
 import json
 import re
 import socket
+import threading
 import time
 from concurrent import futures
 
@@ -308,3 +309,34 @@ def test_deadline_token_and_priority_go_along(grudging):
 def test_a_token_is_in_no_text_of_the_client():
     client = FoulClient("127.0.0.1:1", token="secret")  # noqa: S106
     assert "secret" not in repr(client) + repr(vars(client))
+
+
+class Waiting(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """A server that answers nobody and notes who hangs up."""
+
+    def __init__(self):
+        self.asked, self.hung_up = threading.Event(), threading.Event()
+
+    def ModelInfer(self, request, context):  # noqa: N802, ARG002
+        context.add_callback(self.hung_up.set)
+        self.asked.set()
+        self.hung_up.wait(20)
+
+
+def test_a_cancelled_question_is_cancelled_on_the_server():
+    server, servicer = grpc.server(futures.ThreadPoolExecutor(2)), Waiting()
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+    target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+
+    async def ask():
+        async with AsyncFoulClient(target) as client:
+            task = asyncio.create_task(client.classify([b"clip"]))
+            assert await asyncio.to_thread(servicer.asked.wait, 20)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await asyncio.to_thread(servicer.hung_up.wait, 20)
+
+    asyncio.run(ask())
+    server.stop(None).wait()
