@@ -86,7 +86,7 @@ _GLANCE = Row(
     "At a glance",
     (
         _stat("Requests", q.REQUESTS),
-        _stat("Answered", q.ANSWERED, "Share of requests that got a decision, whoever is to blame.", floor=0.99),
+        _stat("Answered", q.ANSWERED, "Share of requests that got a decision, whoever is to blame.", floor=0.95),
         _stat("Latency p95", q.LATENCY_P95, limit=1.0),
         _stat("Ready replicas", q.READY, floor=1),
         _stat("Latency budget burn", q.SLOW_BURN, "1: used up in exactly 30 days. 14.4 calls somebody.", limit=14.4),
@@ -128,7 +128,12 @@ _QUEUE = Row(
             about="How well views of several requests share a batch.",
         ),
         _graph("Views per request", q.VIEWS_PER_REQUEST),
-        _graph("Self-tests", q.SELF_TESTS, about="Readiness is an inference of the golden inputs.", width=4),
+        _graph(
+            "Self-tests",
+            q.SELF_TESTS,
+            about="Inferences of the golden inputs, while no request proves that the server is ready.",
+            width=4,
+        ),
         _graph("Self-test p95", q.SELF_TEST_P95, width=4),
     ),
 )

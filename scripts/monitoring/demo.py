@@ -3,7 +3,7 @@
     python -m scripts.monitoring.demo                              until Ctrl-C, at most 30 minutes
     python -m scripts.monitoring.demo --minutes 4 --pictures docs  for 4 minutes, then pictures of both dashboards
 
-Without an artifact it makes a small one first: synthetic clips, one epoch, an export.
+Without an artifact it makes a small one first: synthetic clips, two epochs, an export.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ from scripts.monitoring.stack import run_stack
 
 NAMESPACE = "mvfoul-demo"
 _SCRAPE_S = 2
+# Drift wants an evaluation of 100 actions or more; learning from few keeps the epochs short.
+_SPLITS = ("--splits.train", "0.15", "--splits.valid", "0.8", "--splits.test", "0.05")
+_DATA = ("--recipe", "demo", "--actions", "150", *_SPLITS)
 _WIDTH_PX = 1500
 _PICTURES = (
     # file, dashboard, first row, height in pixels
-    ("monitoring-serving", "serving-latency", "At a glance", 2130),
-    ("monitoring-serving-more", "serving-latency", "Sessions and releases", 2720),
-    ("monitoring-training", "training", "Progress", 1140),
+    ("monitoring-serving", "serving-latency", "At a glance", 2104),
+    ("monitoring-serving-more", "serving-latency", "Sessions and releases", 2580),
+    ("monitoring-training", "training", "Progress", 1110),
 )
 
 
@@ -60,7 +63,7 @@ def _run(options: argparse.Namespace) -> None:
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     data = out / "data"
-    _do(out, "data", "training.synthetic", "--recipe", "demo", "--actions", "24", "--out", str(data))
+    _do(out, "data", "training.synthetic", *_DATA, "--out", str(data))
     artifact = options.artifact or _make_artifact(out, data)
     shutil.rmtree(out / "prometheus", ignore_errors=True)
     shutil.rmtree(out / "stack", ignore_errors=True)
@@ -80,7 +83,7 @@ def _run(options: argparse.Namespace) -> None:
 def _make_artifact(out: Path, data: Path) -> Path:
     artifact, run = out / "artifact", out / "first-run"
     if not (artifact / "manifest.json").is_file():
-        few = ("--loop.epochs", "1", "--output", str(run), "--overwrite")
+        few = ("--loop.epochs", "2", "--output", str(run), "--overwrite")
         _do(out, "first-training", "training", "--recipe", "cpu-demo", "--data.root", str(data), *few)
         _do(out, "export", "export", "--ckpt", str(run / "best.pth.tar"), "--output", str(artifact))
     return artifact

@@ -19,8 +19,11 @@ from scripts.monitoring.prometheus import Target
 
 SERVER, TRITON, TRAINING, LIVE = "mvfoul-server", "mvfoul-triton", "mvfoul-training", "mvfoul-live"
 _CAMERAS = ("main", "left")
-_ANY_PORTS = ("--http-port", "0", "--grpc-port", "0")
-_SHORT_LIVES = ("--session-ttl-s", "3", "--self-test-interval-s", "2", "--max-in-flight", "8", "--threads", "1")
+_SERVER_FLAGS = (
+    *("--http-port", "0", "--grpc-port", "0", "--threads", "1", "--max-in-flight", "8"),
+    # Minutes must show what takes hours otherwise.
+    *("--session-ttl-s", "3", "--self-test-interval-s", "2", "--drift-min-answers", "5", "--drift-window", "200"),
+)
 
 
 @dataclass
@@ -34,6 +37,8 @@ class Stack:
     """http://host:port of each server."""
     live: str = ""
     """http://host:port of the console."""
+    has_triton: bool = False
+    """Whether Triton is installed here; if so, a transformer stands before it."""
 
 
 @contextmanager
@@ -55,23 +60,22 @@ def run_stack(artifact: Path, data: Path, folder: Path, *, epochs: int = 200) ->
         start = _Starter(folder)
         running.callback(start.stop)
         # All start at once, and are waited for afterwards: most of a start is importing.
-        server = start(
-            "server", "serving", "--artifact", str(artifact), "--shadow", str(artifact), *_ANY_PORTS, *_SHORT_LIVES
-        )
+        server = start("server", "serving", "--artifact", str(artifact), "--shadow", str(artifact), *_SERVER_FLAGS)
         cameras = start("cameras", "serving.live.streams", "--data", str(data), "--cameras", *_CAMERAS)
         training = _start_training(start, data, folder / "run", epochs)
         triton = _start_triton(start, artifact, folder / "repository")
         _add_server(stack, server, "mvfoul-server-0")
+        stack.has_triton = triton is not None
         if triton:
             where = triton.ready()
             stack.targets.append(Target(TRITON, where["metrics"], "mvfoul-triton-0"))
-            flags = ("--artifact", str(artifact), "--triton", where["grpc"], *_ANY_PORTS, *_SHORT_LIVES)
+            flags = ("--artifact", str(artifact), "--triton", where["grpc"], *_SERVER_FLAGS)
             _add_server(stack, start("transformer", "serving", *flags), "mvfoul-transformer-0")
         stack.targets.append(Target(TRAINING, training, "mvfoul-training-0"))
         stack.live = _start_live(start, cameras, stack.grpc[0], folder / "audit")
         stack.targets.append(Target(LIVE, stack.live.removeprefix("http://"), "mvfoul-live-0"))
         replay = running.enter_context(replayed_gpu())
-        stack.targets.append(Target("gpu-replay", replay, "replayed"))
+        stack.targets.append(Target(TRITON, replay, "gpu-replayed"))
         yield stack
 
 

@@ -63,7 +63,7 @@ function frame(body, range, low, high, unit) {
 
 function times(svg, range, x, height) {
   const span = range.end - range.start;
-  const step = [15, 30, 60, 120, 300, 600, 900].find((size) => span / size <= 5) ?? 1800;
+  const step = [15, 30, 60, 120, 300, 600, 900].find((size) => span / size <= (x(range.end) - LEFT) / 60) ?? 1800;
   for (let at = Math.ceil(range.start / step) * step; at < range.end; at += step) {
     const clock = new Date(at * 1000).toTimeString().slice(0, step < 60 ? 8 : 5);
     if (x(at) < LEFT + 20 || x(at) > x(range.end) - 18) continue;
