@@ -21,7 +21,7 @@ class RepositoryConfig:
     """Write an artifact into a model repository of Triton, beside the versions that are there.
 
     A Triton that polls the repository never sees half a model: files are written beside it and renamed. Exit codes: 0
-    written, 2 refused.
+    written, 2 refused, 3 the Triton of --triton does not answer or takes too long.
     """
 
     output: Path
