@@ -93,6 +93,8 @@ def test_no_module_has_a_name_that_says_nothing(repo_root: Path, package: str) -
         "export.benchmark",
         "export.inspect",
         "serving",
+        "serving.live",
+        "serving.live.audit",
         "serving.local_triton",
         "serving.repository",
     ],

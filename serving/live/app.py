@@ -183,7 +183,7 @@ def add_incident_actions(
 
     @app.get("/api/incidents/{incident_id}/case.zip")
     def _case(incident_id: str) -> Response:
-        incident = desk.find(incident_id)
+        incident = desk.complete(incident_id)
         headers = {"Content-Disposition": f'attachment; filename="case-{incident.id}.zip"'}
         return Response(case_zip(incident, truth=truth(incident_id)), media_type="application/zip", headers=headers)
 

@@ -12,9 +12,10 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Final
 
-from mvfoul.clip import TIMELINE_FPS
+from mvfoul.clip import CONTACT_FRAME, TIMELINE_FPS
 from serving.client import FoulClient
 from serving.live.board import Board
 from serving.live.camera import Camera
@@ -26,6 +27,10 @@ from serving.live.recorder import Recorder
 from serving.live.session import ServerSession
 
 DOUBLE_PRESS_S: Final = 0.5
+BEFORE_S: Final = CONTACT_FRAME / TIMELINE_FPS
+"""Of a cut, before the contact."""
+_IN_MEMORY: Final = 20
+"""Incidents whose clips are in memory, ready to be asked about again."""
 _KEPT: Final = 200
 """Incidents in memory; older ones are in the audit log."""
 
@@ -131,14 +136,19 @@ class Desk:
         """Move the contact by frames at 25 fps, cut the cameras anew and ask in a new session.
 
         Raises:
-            DeskError: Unknown incident.
+            DeskError: Unknown incident, or no camera still has it in its buffer.
         """
+        moved_s = self.find(incident_id).contact_s + frames / TIMELINE_FPS
+        if not any(
+            camera.now_s() - camera.health().buffer_s <= moved_s - BEFORE_S for camera in self._cameras.values()
+        ):
+            raise DeskError("no camera's buffer holds this contact any more; it cannot be moved.")
         opened = self._opened(incident_id, "shift", f"{frames:+d} frames")
         with self._mutex:
             opened.incident.shift_frames += frames
-            opened.incident.contact_s += frames / TIMELINE_FPS
+            opened.incident.contact_s = moved_s
             for view in opened.incident.views.values():
-                if view.source == "camera":
+                if view.source == "camera" and view.name in self._cameras:
                     view.state, view.reason = "waiting", ""
         self._cut_all(opened)
 
@@ -168,6 +178,19 @@ class Desk:
                 raise DeskError(f"there is no incident {incident_id!r}.")
             return self._incidents[incident_id]
 
+    def complete(self, incident_id: str) -> Incident:
+        """Return a copy of an incident with all clips that are still kept.
+
+        Raises:
+            DeskError: There is none of that name.
+        """
+        incident = self.find(incident_id)
+        views = {
+            name: view if view.data or not view.sha256 else replace(view, data=self._recorder.clip(view.sha256) or b"")
+            for name, view in incident.views.items()
+        }
+        return replace(incident, views=views)
+
     def clips_in_use(self) -> set[str]:
         """Return the hashes of clips that can still be asked about."""
         with self._mutex:
@@ -194,7 +217,19 @@ class Desk:
             oldest = next(iter(self._incidents))
             del self._incidents[oldest]
             self._open.pop(oldest, None)
+        for old in list(self._open.values())[:-_IN_MEMORY]:
+            self._release(old)
         return opened
+
+    def _release(self, opened: Opened) -> None:
+        """Forget the clips of an incident that are on disk; whoever wants to ask again loads them."""
+        incident = opened.incident
+        if opened.asking.locked() or incident.of_state("waiting") or incident.of_state("ready"):
+            return
+        if all(view.kept or not view.data for view in incident.views.values()):
+            for view in incident.views.values():
+                view.data = b""
+            del self._open[incident.id]
 
     def _opened(self, incident_id: str, action: str, detail: str) -> Opened:
         incident = self.find(incident_id)
@@ -214,8 +249,11 @@ class Desk:
             DeskError: None is left.
         """
         for view in incident.views.values():
-            if view.sha256 and (data := self._recorder.clip(view.sha256)) is not None:
-                view.data = data
+            if not view.sha256:
+                continue
+            view.data = self._recorder.clip(view.sha256) or b""
+            if not view.data:
+                view.state, view.reason = "masked", "its clip is no longer kept"
         if not any(view.data for view in incident.views.values()):
             raise DeskError(f"the clips of incident {incident.id} are no longer kept.")
         self._open[incident.id] = Opened(incident, ServerSession(self._client))

@@ -248,6 +248,8 @@ def test_kill_9_loses_no_decision_that_was_shown_and_the_page_goes_on_with_its_h
         answers = len(page.find(".revisions button"))
         page.press("a")
         until(lambda: len(page.find(".revisions button")) > answers, "another answer")
+        page.press("]")
+        until(lambda: "cannot be moved" in page.text("#notices"), "its pictures are gone from the buffers")
     assert verify(audit).faults == ()
 
 
