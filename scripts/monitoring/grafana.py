@@ -40,7 +40,12 @@ def to_json(board: Dashboard) -> str:
         builder = builder.with_row(dashboard.Row(row.title).id(next(ids)))
         for panel in row.panels:
             builder = builder.with_panel(_panel(panel).id(next(ids)))
-    return json.dumps(builder.build(), cls=JSONEncoder, indent=2, sort_keys=True) + "\n"
+    document = json.loads(json.dumps(builder.build(), cls=JSONEncoder))
+    for variable in document["templating"]["list"]:
+        # The builders write the fields of an interval's variable into all; @grafana/schema refuses them elsewhere.
+        for name in [name for name in variable if name.startswith("auto")]:
+            del variable[name]
+    return json.dumps(document, indent=2, sort_keys=True) + "\n"
 
 
 def _namespaces(metric: str) -> dashboard.QueryVariable:
