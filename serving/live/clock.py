@@ -20,6 +20,8 @@ TICKS_PER_S: Final = 90_000
 _WINDOW_S: Final = 60
 """Arrivals that count: a clock that is off by 100 ppm drifts by 6 ms in this time."""
 _JUMP_S: Final = 0.25
+_SEAM_S: Final = 0.12
+"""Pictures arrive so much later than they would if no time had passed where timestamps jumped: time has passed."""
 _STEADY_S: Final = 0.4
 """After connecting, a sender may deliver what it kept: timestamps outrun arrivals until they kept pace for so long."""
 _REORDERED: Final = 16
@@ -37,7 +39,7 @@ class StreamClock:
     """Maps the timestamps of one connection, in ticks, to UNIX seconds."""
 
     def __init__(self, *, fixed_s: float | None = None, seed_s: float | None = None) -> None:
-        """Make a clock that knows nothing yet, whose tick 0 is at `fixed_s`, or at first at `seed_s` or before it."""
+        """Make a clock that knows nothing yet, whose tick 0 is at `fixed_s`, or probably at `seed_s`."""
         self._fixed_s, self._seed_s = fixed_s, seed_s
         self._told_s: deque[float] = deque(maxlen=9)
         self._minima: deque[tuple[int, float]] = deque()
@@ -90,8 +92,14 @@ class StreamClock:
         candidates = sorted(zero_s for _, zero_s in self._minima)
         # One outlier below the others is a wrong timestamp.
         arrival = candidates[1 if len(candidates) > 2 else 0] if candidates else None
-        known = [zero_s for zero_s in (arrival, self._seed_s) if zero_s is not None]
-        self._zero_s = min(known)
+        self._zero_s = _joined(arrival, self._seed_s, self._zero_s)
+
+
+def _joined(arrival_s: float | None, seed_s: float | None, otherwise_s: float) -> float:
+    """Return the offset by arrival, or that of a stream which went on without a pause, if arrivals allow that."""
+    if arrival_s is None or seed_s is None:
+        return otherwise_s if arrival_s is None else arrival_s
+    return min(arrival_s, seed_s) if arrival_s - seed_s < _SEAM_S else arrival_s
 
 
 class Jumps:

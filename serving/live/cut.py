@@ -15,17 +15,21 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from typing import Final
 
 import av
 
-from mvfoul.errors import MVFoulError
+from mvfoul.clip import TIMELINE_FPS, ClipSpec
+from mvfoul.errors import InvalidClipError, MVFoulError
+from mvfoul.video import decode_clip, probe_clip
 from serving.live.buffer import CodedPicture
 from serving.live.clock import TICKS_PER_S
 
 _TOLERANCE_TICKS: Final = TICKS_PER_S // 1000
 """As in `mvfoul.timeline`: a picture that is at most 1 ms late is on time."""
 _MAX_HOLE_S: Final = 0.5
+_CHECK_PX: Final = 16
 _PARAMETER_SETS: Final = {"h264": (0x1F, 0, 7), "hevc": (0x7E, 1, 33)}
 """Mask and shift of a unit's type in its first byte, and the type of a sequence parameter set."""
 
@@ -74,9 +78,30 @@ def cut_pictures(
     shown = _apart([(0 if ticks == first_shown else ticks, picture) for ticks, picture in run])
     frames = sum(ticks >= 0 for ticks, _ in shown)
     try:
-        return _mp4(shown), frames, start_s + first_shown / TICKS_PER_S
-    except av.error.FFmpegError as error:
-        raise CutError(f"camera {camera}: its pictures cannot be written as mp4 ({error.strerror}).") from error
+        data = _mp4(shown)
+        if _has_gap(shown):
+            _check_decodes(data)
+    except (av.error.FFmpegError, InvalidClipError) as error:
+        reason = getattr(error, "strerror", "") or error
+        raise CutError(f"camera {camera}: pictures were lost, and what is left is no clip ({reason})") from error
+    return data, frames, start_s + first_shown / TICKS_PER_S
+
+
+def _has_gap(shown: Sequence[tuple[int, CodedPicture]]) -> bool:
+    """Whether a picture is missing, from the keyframe on: others may be built on it."""
+    times = sorted(ticks for ticks, _ in shown)
+    interval = shown[-1][1].segment.interval_ticks
+    return any(later - earlier > 1.5 * interval for earlier, later in pairwise(times))
+
+
+def _check_decodes(data: bytes) -> None:
+    """Decode as the server will; about a second for 720p, which a camera that loses nothing does not cost.
+
+    Raises:
+        InvalidClipError: It will not.
+    """
+    last = int(probe_clip(data).duration_s * TIMELINE_FPS) - 1
+    decode_clip(data, ClipSpec(window=(0, last + 1), frame_indices=(0, last), size_px=_CHECK_PX))
 
 
 def _apart(shown: Sequence[tuple[int, CodedPicture]]) -> list[tuple[int, CodedPicture]]:

@@ -13,9 +13,6 @@ from serving.live.source import Received, Source
 _PLAUSIBLE_S: Final = 10.0
 """A sender whose clock differs by more from ours is not set by the same time server: its word is not taken."""
 
-_PAUSE: Final = 3
-"""Intervals without a picture after which a jump of the timestamps hides time that has passed."""
-
 
 @dataclass
 class _Stretch:
@@ -123,9 +120,9 @@ class Intake:
         if not is_jump and not self._is_new:
             return before
         self.jumps += is_jump
-        interval_s, passed_s = self.pace.interval_ticks / TICKS_PER_S, arrival_s - before.arrival_s
-        step_s = interval_s if passed_s < _PAUSE * interval_s or self._source.is_paced else passed_s
-        zero_s = before.segment.clock.unix_s(before.order_ticks) + step_s - order / TICKS_PER_S
+        # It went on with the next picture; if not, arrivals will tell.
+        goes_on_s = before.segment.clock.unix_s(before.order_ticks + self.pace.interval_ticks)
+        zero_s = goes_on_s - order / TICKS_PER_S
         clock = StreamClock(fixed_s=zero_s) if self._source.is_paced else StreamClock(seed_s=zero_s)
         return self._begin(clock, received, order, arrival_s)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
@@ -104,6 +104,8 @@ class Channel:
         self._substitute: Iterator[EncodedPicture] | None = None
         self._last_keyframe: EncodedPicture | None = None
         self._needs_keyframe = False
+        self._delay_ticks = 0
+        self._latest_ticks = 0
         self.is_off = False
 
     def start(self) -> None:
@@ -150,6 +152,8 @@ class Channel:
         while not self._stopping.is_set():
             take, start, length = self._schedule.at(number)
             clip = take.clips[self._index]
+            first, *_ = read_clip(clip) if clip else [None]
+            self._delay_ticks = first.ticks - first.dts_ticks if first else 0
             for picture, due in _paced(read_clip(clip) if clip else self._black(length)):
                 self._wait_until(self._schedule.starts_s + (start + due) / TICKS_PER_S)
                 if self._stopping.is_set():
@@ -183,7 +187,10 @@ class Channel:
         if fault and fault[0] in ("drop", "restart"):
             return
         replaced = (fault is not None and fault[0] in ("black", "frozen")) or self._needs_keyframe
-        self._send(self._replacement(picture, fault) if replaced else picture, start)
+        if not replaced:
+            self._send(picture, start)
+        elif (other := self._replacement(picture, fault)).ticks + start > self._latest_ticks:
+            self._send(other, start)
 
     def _replacement(self, picture: EncodedPicture, fault: tuple[Fault, float] | None) -> EncodedPicture:
         if self._substitute is None:
@@ -192,10 +199,11 @@ class Channel:
                 rgb = decode_keyframe(self._last_keyframe, self.codec)
             self._substitute = still(rgb, codec=self.codec)
         other = next(self._substitute)
-        # Without reordering, each is shown when it is decoded.
-        return EncodedPicture(other.data, picture.dts_ticks, picture.dts_ticks, other.is_keyframe)
+        # Without reordering; as late after its decoding as a keyframe of the clip.
+        return EncodedPicture(other.data, picture.dts_ticks + self._delay_ticks, picture.dts_ticks, other.is_keyframe)
 
     def _send(self, picture: EncodedPicture, start: int) -> None:
+        self._latest_ticks = max(self._latest_ticks, picture.ticks + start)
         shift = _START_TICKS + start + self._shift_ticks
         on_air = OnAir(
             data=picture.data,
@@ -210,7 +218,7 @@ class Channel:
             sink.send(on_air)
 
 
-def _paced(pictures: Iterator[EncodedPicture] | tuple[EncodedPicture, ...]) -> Iterator[tuple[EncodedPicture, int]]:
+def _paced(pictures: Iterable[EncodedPicture]) -> Iterator[tuple[EncodedPicture, int]]:
     """Yield each picture and when a camera could send it: as soon as it and what it is built on have been seen."""
     due = 0
     for picture in pictures:

@@ -39,12 +39,14 @@ class RtpSink:
         self.pieces: queue.Queue[bytes | None] = queue.Queue(maxsize=_BACKLOG)
         self._picture: OnAir | None = None
         self._reported_s = 0.0
-        self._packets = self._bytes = 0
+        self._packets = self._bytes = self._count = 0
 
     def send(self, picture: OnAir) -> None:
         """Pack a picture."""
         packet = av.Packet(picture.data)
-        packet.pts, packet.dts, packet.time_base = picture.ticks, picture.dts_ticks, Fraction(1, TICKS_PER_S)
+        # FFmpeg takes no timestamps that go back: it gets a count, and the true one is written into its packets.
+        self._count += 1
+        packet.pts, packet.dts, packet.time_base = self._count, self._count, Fraction(1, TICKS_PER_S)
         packet.is_keyframe, packet.stream = picture.is_keyframe, self._stream
         self._picture = picture
         self._output.mux(packet)
@@ -52,11 +54,14 @@ class RtpSink:
     def write(self, data: bytes) -> int:
         """Take an RTP packet from FFmpeg, and report when its picture was taken, now and then."""
         picture = self._picture
-        if picture and abs(picture.unix_s - self._reported_s) >= _REPORT_EVERY_S:
+        if picture is None:
+            return len(data)
+        data = data[:4] + struct.pack(">I", picture.ticks & 0xFFFFFFFF) + data[8:]
+        if abs(picture.unix_s - self._reported_s) >= _REPORT_EVERY_S:
             self._reported_s = picture.unix_s
             self._offer(1, self._report(picture.unix_s, data))
         self._packets, self._bytes = self._packets + 1, self._bytes + len(data) - 12
-        self._offer(0, bytes(data))
+        self._offer(0, data)
         return len(data)
 
     def _report(self, unix_s: float, rtp: bytes) -> bytes:

@@ -354,14 +354,20 @@ def test_a_camera_over_srt(
         source = server.urls["main"].replace("udp://127.0.0.1:", "udp://:")
         sender = subprocess.Popen([srt.PROGRAM, "-q", source, f"srt://127.0.0.1:{port}?mode=listener"])
         try:
-            # SRT holds every packet back for its latency, which arrival does not tell.
-            main = camera(f"srt://127.0.0.1:{port}?latency=20", offset_s=-0.02)
+            main = camera(f"srt://127.0.0.1:{port}?latency=20")
             _until(main, lambda health: health.state == "ok")
-            _cut(main, server, frame_numbers)
+            contact_s = _middle_of_a_picture(server, now_s() + 0.4)
+            assert main.wait_for(contact_s + 0.9, 10)
+            cut = main.cut(contact_s, before_s=0.4, after_s=0.9)
         finally:
             sender.kill()
             sender.wait()
         assert _until(main, lambda health: health.state == "gone").reason
+
+    numbers = frame_numbers(decode_clip(cut.data, SPEC))
+    assert numbers == [(numbers[0] + i) % FRAMES for i in range(30)]
+    # SRT holds every packet back for its latency, which arrival does not tell.
+    assert (_numbers_on_display(server, contact_s - 0.4)[0] - numbers[0]) % FRAMES <= 3
 
 
 def test_a_password_is_in_no_message() -> None:

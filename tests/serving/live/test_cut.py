@@ -146,6 +146,28 @@ def test_a_cut_with_a_hole_or_damage_is_refused(streams: Callable[[str], tuple[P
         cut_pictures("main", damaged, STARTS_S, STARTS_S + 4.1)
 
 
+def test_a_cut_of_which_nothing_can_be_built_is_refused(streams: Callable[[str], tuple[Path, Fraction]]) -> None:
+    path, _ = streams("hevc")
+    pictures = _pictures(path)
+    # The keyframe's slices are gone, and the picture after it.
+    maimed = [replace(p, data=p.data[:40]) if p.is_keyframe else p for i, p in enumerate(pictures) if i % 40 != 1]
+
+    with pytest.raises(CutError, match="camera main: pictures were lost, and what is left is no clip"):
+        cut_pictures("main", maimed, STARTS_S + 0.1, STARTS_S + 4.2)
+
+
+def test_a_lost_picture_that_others_do_not_need_is_no_harm(
+    streams: Callable[[str], tuple[Path, Fraction]],
+) -> None:
+    path, _ = streams("mpeg4")
+    pictures = _pictures(path)
+    held = [p for i, p in enumerate(pictures) if i != 47]  # the last before a keyframe
+
+    data, frames, _ = cut_pictures("main", held, STARTS_S, STARTS_S + 4.1)
+    assert frames == 103 - 1
+    assert decode_clip(data, _whole()).any()
+
+
 def test_a_cut_across_two_connections_is_refused(streams: Callable[[str], tuple[Path, Fraction]]) -> None:
     path, _ = streams("h264")
     pictures = _pictures(path)
