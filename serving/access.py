@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 from serving.config import ServeConfig
 from serving.door import Door
@@ -20,6 +22,17 @@ class Access:
     door: Door
     tls: ServerTls | None = None
     """None: connections are not encrypted."""
+    files: tuple[Path, ...] = ()
+    """Where both come from."""
+
+    async def follow(self, *, every_s: float = 10.0) -> None:
+        """Reload when a file changes, for ever: who renews certificates and Secrets sends no signal."""
+        seen = [_state(path) for path in self.files]
+        while self.files:
+            await asyncio.sleep(every_s)
+            if (now := [_state(path) for path in self.files]) != seen:
+                seen = now
+                self.reload()
 
     def reload(self) -> None:
         """Read tokens and certificates again; what is not as it should be stays as it was."""
@@ -44,7 +57,17 @@ def make_access(config: ServeConfig) -> Access:
         certificates=config.tls_client_ca is not None,
         max_in_flight=config.max_in_flight_per_client,
     )
-    return Access(door, tls)
+    flags = (config.token_file, config.tls_cert, config.tls_key, config.tls_client_ca)
+    return Access(door, tls, tuple(path for path in flags if path is not None))
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    """Return what tells a changed file from the same one; a Secret's files are exchanged as links."""
+    try:
+        state = path.stat()
+    except OSError:  # it is being exchanged
+        return 0, 0, 0
+    return state.st_ino, state.st_mtime_ns, state.st_size
 
 
 def _is_loopback(host: str) -> bool:

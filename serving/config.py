@@ -46,9 +46,9 @@ class ServeConfig:
     """A larger request is refused (RESOURCE_EXHAUSTED, HTTP 413). Base64 over REST adds a third to a clip."""
     token_file: Path | None = None
     """Lines of a client's name and its token, then max_in_flight=N or max_request_bytes=N where it has limits of its
-    own. Requests then need "authorization: Bearer TOKEN"; health probes and /metrics do not. Read again at SIGHUP."""
+    own. Requests then need "authorization: Bearer TOKEN"; health probes and /metrics do not. Read anew when changed."""
     tls_cert: Path | None = None
-    """Our certificate, PEM: both protocols are encrypted. Read again at SIGHUP."""
+    """Our certificate, PEM: both protocols are encrypted. Read anew when changed."""
     tls_key: Path | None = None
     """Its key, PEM."""
     tls_client_ca: Path | None = None

@@ -84,7 +84,8 @@ class FoulServer(ModelServer):  # type: ignore[misc]  # kserve has no types
             rest = asyncio.create_task(rest_server.run_until_stopped())
             await grpc_server.start()
             await _first_of(rest, rest_server.listening)
-            with _in_background(self._parts.readiness.run()), _reloads_on_hangup(self._reload):
+            background = (_in_background(self._parts.readiness.run()), _in_background(access.follow()))
+            with background[0], background[1], _reloads_on_hangup(self._reload):
                 starting = asyncio.create_task(self._announce_when_ready(listener.getsockname()[1], grpc_port))
                 await _until_stopped(stopped, rest, starting)
             log.info("stopping: %d requests in flight", self._parts.engine.in_flight)

@@ -62,7 +62,7 @@ class ServerTls:
             self._load(ssl.create_default_context(ssl.Purpose.CLIENT_AUTH))
             self._load(self.context)
             self._grpc = self._grpc_configuration()
-        except ConfigError as error:
+        except (ConfigError, OSError) as error:
             log.warning("certificates not reloaded: %s", error)
         else:
             log.info("certificates reloaded")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from mvfoul.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from serving.access import Access
 from serving.admission import Admission
 from serving.client import AsyncFoulClient, FoulClient, Tls
 from serving.door import Door, Shown
@@ -114,6 +116,23 @@ def test_a_bad_token_file_does_not_replace_a_good_one(token_file, caplog):
     door.reload()
     assert door.client(bearer(CONSOLE)).name == "console"
     assert "tokens not reloaded" in caplog.text
+
+
+def test_a_changed_token_file_is_read_without_a_signal(token_file):
+    door = Door(token_file)
+
+    async def change():
+        following = asyncio.create_task(Access(door, files=(token_file,)).follow(every_s=0.01))
+        await asyncio.sleep(0.05)
+        token_file.write_text(f"renewed {NEW}")
+        for _ in range(500):
+            await asyncio.sleep(0.01)
+            with contextlib.suppress(UnauthenticatedError):
+                return door.client(bearer(NEW)).name
+            assert not following.done()
+        return "nobody"
+
+    assert asyncio.run(change()) == "renewed"
 
 
 def test_one_client_cannot_take_the_places_of_all():
