@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import numpy as np
 import pytest
 
-from mvfoul.errors import InvalidClipError, OverloadedError, RequestError
+from mvfoul.errors import DeadlineError, InvalidClipError, OverloadedError, RequestError
 from serving.backend import LocalBackend
-from serving.call import Call
+from serving.call import BULK, LIVE, Call
 from serving.engine import Engine, EngineSettings
 from serving.generation import Generation, Router
 from serving.graphs import OnnxGraphs
@@ -153,3 +154,52 @@ def test_a_head_below_the_threshold_abstains(artifact, graphs, views):
     answer = _run(engine, engine.answer(views, Call()))
     assert answer.prediction.action.abstains
     assert answer.prediction.offence_severity.abstains
+
+
+def test_a_request_over_its_deadline_is_an_error_at_once_and_is_not_computed(engine, graphs, views):
+    async def scenario():
+        first = asyncio.create_task(engine.answer(views[:1], Call()))
+        await _until(lambda: engine.in_flight == 1)
+        start = time.monotonic()
+        with pytest.raises(DeadlineError, match="within the request's deadline"):
+            await engine.answer(views[:1], Call(deadline=start + 0.2))
+        waited_s = time.monotonic() - start
+        graphs.gate.set()
+        await first
+        return waited_s
+
+    assert 0.2 <= _run(engine, scenario()) < 10
+    assert (graphs.calls, engine.in_flight) == (1, 0)
+
+
+def test_a_deadline_that_has_passed_costs_nothing(engine, graphs, clips):
+    graphs.gate.set()
+    with pytest.raises(DeadlineError):
+        _run(engine, engine.answer(clips, Call(deadline=time.monotonic() - 1)))
+    assert graphs.calls == 0
+
+
+def test_live_requests_overtake_bulk_requests(engine, graphs, views):
+    """Each kind of request has another number of views, so that the order can be seen."""
+    order = []
+    encode = graphs.encode
+
+    def noting(batch):
+        features = encode(batch)
+        order.append(len(batch))
+        return features
+
+    graphs.encode = noting
+
+    async def scenario():
+        engine.settings = EngineSettings(decode_workers=2, max_in_flight=8, abstain_below=0.5)
+        asked = [asyncio.create_task(engine.answer(views[:1], Call()))]
+        await _until(lambda: engine.router.primary.backend.depth == 1)
+        for count, priority in ((2, BULK), (3, LIVE), (2, BULK), (3, LIVE)):
+            asked.append(asyncio.create_task(engine.answer(views[:count], Call(priority=priority))))
+        await _until(lambda: engine.router.primary.backend.depth == 5)
+        graphs.gate.set()
+        await asyncio.gather(*asked)
+
+    _run(engine, scenario())
+    assert order == [1, 3, 3, 2, 2]
