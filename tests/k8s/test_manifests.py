@@ -61,8 +61,12 @@ def _all_fields() -> dict[str, list[tuple[manifests.Document, tuple[str | int, .
     for document in [d for name in manifests.FILES for d in manifests.documents(name)]:
         for path, field in _places(document):
             names = tuple(step for step in path if isinstance(step, str))
-            if not _free(names, document):
-                found.setdefault(document["kind"], {}).setdefault((*names, field), (document, path, field))
+            kind = document["kind"]
+            if _free(names, document):
+                continue
+            if kind in ("Job", "Deployment") and "template" in names:  # one schema for both
+                kind, names = "Pod template", names[names.index("template") :]
+            found.setdefault(kind, {}).setdefault((*names, field), (document, path, field))
     return {kind: list(fields.values()) for kind, fields in found.items()}
 
 

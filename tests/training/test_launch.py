@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import threading
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from mvfoul.command import PREEMPTED
 from mvfoul.errors import ConfigError
 from training.launch import PlacementError, code_of, node_names, wait_for_addresses, wait_for_port
 
@@ -80,3 +82,18 @@ def test_more_pods_than_nodes_are_refused():
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=120)
     assert done.returncode == 2
     assert "this is node 2 (JOB_COMPLETION_INDEX, from 0) of --nnodes 2" in done.stderr
+
+
+def test_a_pod_that_waits_for_others_and_is_preempted_comes_again():
+    command = [sys.executable, "-m", "training.launch", "--nnodes=2", "--rdzv-backend=c10d"]
+    command += ["--rdzv-endpoint=train-0.invalid:29400", "-m", "training"]
+    environment = {**os.environ, "JOB_COMPLETION_INDEX": "1"}
+    waiting = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert waiting.stderr.readline() == "waiting for an address for train-0.invalid, train-1.invalid\n"
+        waiting.send_signal(signal.SIGTERM)
+        assert waiting.wait(30) == PREEMPTED
+    finally:
+        waiting.kill()
+        waiting.wait()
+        waiting.stderr.close()
