@@ -110,7 +110,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt \
     python3 -m venv --without-pip /opt/venv \
  && python3 -m pip --python /opt/venv/bin/python install --no-cache-dir --constraint constraints.txt \
-    '.[serving,live]'
+    '.[serving,live,tracing]'
 
 
 FROM python-base AS serving

@@ -150,7 +150,7 @@ def test_every_package_of_an_image_is_pinned(repo_root, stages, extras, target):
 
 
 def test_the_serving_image_has_neither_torch_nor_a_compiler(stages, extras):
-    assert _wanted(stages, "serving") == ["serving", "live"]
+    assert _wanted(stages, "serving") == ["serving", "live", "tracing"]
     assert not [rest for rest in _all(stages["serving"], "COPY") if "training" in rest or "export" in rest]
     brought = _closure(extras, _wanted(stages, "serving"))
     assert {"kserve", "onnxruntime", "tritonclient"} <= brought
