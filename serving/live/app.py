@@ -21,7 +21,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI, HTTPException, Request, Response
@@ -42,6 +42,7 @@ from serving.live.desk import Desk, DeskError
 from serving.live.metrics import CameraCollector
 from serving.live.recorder import Recorder
 from serving.live.routines import Routines
+from serving.live.trigger import NotInBufferError, TriggerBody, open_incident
 
 STATIC: Final = Path(__file__).parent / "static"
 MAX_CLIP_BYTES: Final = 64 << 20
@@ -54,17 +55,6 @@ _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-
-
-class TriggerBody(BaseModel):
-    """What a trigger may say."""
-
-    seconds_ago: Annotated[float, Field(ge=0, le=3600)] | None = None
-    contact_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    operator: Annotated[str, Field(max_length=100)] = ""
-    note: Annotated[str, Field(max_length=500)] = ""
-    source: Literal["operator", "http"] = "http"
-    """The page says operator."""
 
 
 class ViewBody(BaseModel):
@@ -149,14 +139,10 @@ def base_app(board: Board, recorder: Recorder, state: Callable[[], dict[str, Any
 def _add_triggers(app: FastAPI, config: LiveConfig, desk: Desk) -> None:
     @app.post("/api/trigger", status_code=202)
     def _trigger(body: TriggerBody) -> dict[str, Any]:
-        pressed_s = now_s()
-        ago_s = config.contact_offset_s if body.seconds_ago is None else body.seconds_ago
-        contact_s = pressed_s - ago_s if body.contact_s is None else body.contact_s
-        if not pressed_s - config.buffer_s <= contact_s <= pressed_s + config.wait_s:
-            raise HTTPException(
-                422, f"the contact is {pressed_s - contact_s:.1f} s ago; the buffers hold {config.buffer_s:g} s"
-            )
-        return desk.trigger(contact_s, body.source, now_s=pressed_s, operator=body.operator, note=body.note).to_json()
+        try:
+            return open_incident(body, config, desk).to_json()
+        except NotInBufferError as error:
+            raise HTTPException(422, str(error)) from error
 
     @app.post("/api/incidents/{incident_id}/shift", status_code=202)
     def _shift(incident_id: str, body: ShiftBody) -> None:

@@ -62,6 +62,8 @@ class LiveConfig(ConnectionFlags):
     """Address to listen on. Whoever reaches it can trigger decisions."""
     http_port: int = 8090
     """The page, its interface and /metrics. 0 takes a free port."""
+    grpc_port: int | None = None
+    """Triggers over gRPC too (`serving.live.grpc_trigger`). 0 takes a free port."""
     audit_dir: Path = Path("runs/live/audit")
     """Where decisions and clips are kept; one process at a time."""
     keep_days: float = 30.0
@@ -91,6 +93,9 @@ class LiveConfig(ConnectionFlags):
         super().__post_init__()
         check_flag(bool(self.camera) != bool(self.review), "--camera", self.camera, "Pass cameras, or --review DIR.")
         check_flag(0 <= self.http_port <= 65535, "--http-port", self.http_port, "Use 1 to 65535, or 0 for a free one.")
+        check_flag(
+            0 <= (self.grpc_port or 0) <= 65535, "--grpc-port", self.grpc_port, "Use 1 to 65535, or 0 for a free one."
+        )
         check_flag(self.timeout_s > 0, "--timeout-s", self.timeout_s, "Use more than 0.")
         check_flag(self.buffer_s >= 12, "--buffer-s", self.buffer_s, "Use 12 or more.")
         check_flag(self.buffer_mib >= 1, "--buffer-mib", self.buffer_mib, "Use 1 or more.")

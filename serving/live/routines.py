@@ -22,7 +22,6 @@ from serving.live.config import LiveConfig
 from serving.live.continuous import CandidateFilter
 from serving.live.desk import Desk
 from serving.live.recorder import Recorder
-from serving.live.session import ServerSession
 from serving.live.timecodes import Timecode
 
 TIDY_S: Final = 300.0
@@ -130,8 +129,8 @@ class Routines:
         contact_s = now_s() - self._config.after_s - 0.4
         try:
             cut = self._cameras[0].cut(contact_s, after_s=self._config.after_s)
-            session = ServerSession(self._client, priority="bulk")
-            decision, _ = session.ask({cut.camera: cut.data})
+            # Without a session: it would take the place of an incident's.
+            decision = self._client.classify([cut.data], priority="bulk")
         except MVFoulError as error:
             self._show_watching(str(error))
             return

@@ -19,6 +19,7 @@ from serving.live.camera import Camera, CameraSpec
 from serving.live.config import LiveConfig
 from serving.live.cutting import DeskSettings
 from serving.live.desk import Desk
+from serving.live.grpc_trigger import grpc_triggers
 from serving.live.library import find_cases
 from serving.live.metrics import LiveMetrics
 from serving.live.recorder import Recorder
@@ -44,12 +45,15 @@ def run(config: LiveConfig) -> None:
         logging.getLogger(name).setLevel(config.log_level.upper())
     with ExitStack() as stack:
         board = Board()
-        app = _app(config, board, stack)
+        app, desk = _app(config, board, stack)
         listener = stack.enter_context(_bound(config.host, config.http_port))
-        _serve(app, board, listener, config.host)
+        ready = f"http={_address(config.host, listener.getsockname()[1])}"
+        if config.grpc_port is not None and not config.review:
+            ready += f" grpc={stack.enter_context(grpc_triggers(config, desk))}"
+        _serve(app, board, listener, ready)
 
 
-def _app(config: LiveConfig, board: Board, stack: ExitStack) -> FastAPI:
+def _app(config: LiveConfig, board: Board, stack: ExitStack) -> tuple[FastAPI, Desk]:
     contacts = read_timecodes(config.timecodes) if config.timecodes else ()
     cases = find_cases(config.review) if config.review else {}
     audit = AuditLog(config.audit_dir)
@@ -68,10 +72,10 @@ def _app(config: LiveConfig, board: Board, stack: ExitStack) -> FastAPI:
     stack.callback(routines.stop)
     routines.start()
     if not config.review:
-        return build_app(config, cameras, desk, board, recorder, routines)
+        return build_app(config, cameras, desk, board, recorder, routines), desk
     review = Review(cases, desk, client, board, artifact=config.artifact)
     stack.callback(review.cancel)
-    return build_review_app(config, review, desk, board, recorder)
+    return build_review_app(config, review, desk, board, recorder), desk
 
 
 def _cameras(config: LiveConfig) -> list[Camera]:
@@ -92,14 +96,14 @@ def _bound(host: str, port: int) -> socket.socket:
 class _Announcing(uvicorn.Server):
     """Says READY once requests are answered, and ends the pages' streams when it stops: nobody waits for them."""
 
-    def __init__(self, config: uvicorn.Config, board: Board, address: str) -> None:
+    def __init__(self, config: uvicorn.Config, board: Board, ready: str) -> None:
         super().__init__(config)
-        self._board, self._address = board, address
+        self._board, self._ready = board, ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         # On stdout, where nothing else is written: scripts wait for this line.
-        sys.stdout.write(f"READY http={self._address}\n")
+        sys.stdout.write(f"READY {self._ready}\n")
         sys.stdout.flush()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -107,9 +111,11 @@ class _Announcing(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _serve(app: FastAPI, board: Board, listener: socket.socket, host: str) -> None:
+def _serve(app: FastAPI, board: Board, listener: socket.socket, ready: str) -> None:
     settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5, access_log=False)
-    port = listener.getsockname()[1]
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    _Announcing(settings, board, address).run(sockets=[listener])
+    _Announcing(settings, board, ready).run(sockets=[listener])
     log.info("stopped")
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -27,6 +27,7 @@ class Console:
     process: subprocess.Popen[str]
     address: str
     audit: Path
+    grpc: str = ""
     log: list[str] = field(default_factory=list)
 
     @property
@@ -86,7 +87,8 @@ def _started(audit: Path, flags: tuple[str, ...], port: int) -> Iterator[Console
         line = process.stdout.readline()
         watchdog.cancel()
         assert line.startswith("READY http="), console.text()
-        console.address = line.split("=", 1)[1].strip()
+        ready = dict(word.split("=", 1) for word in line.split()[1:])
+        console.address, console.grpc = ready["http"], ready.get("grpc", "")
         yield console
     finally:
         process.terminate()
@@ -150,7 +152,7 @@ def unsure_server(start_server: Any) -> Iterator[Restartable]:
 @pytest.fixture(scope="session")
 def console(start_console: StartConsole, camera_flags: list[str], unsure_server: Any) -> Iterator[Console]:
     """The console that most tests share, its cameras ready for a trigger."""
-    with start_console(*camera_flags, "--server", unsure_server.grpc) as running:
+    with start_console(*camera_flags, "--server", unsure_server.grpc, "--grpc-port", "0") as running:
         ready_for_trigger(running)
         yield running
 

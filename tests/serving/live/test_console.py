@@ -12,8 +12,10 @@ import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import grpc
 import httpx
 import pytest
+from google.protobuf.struct_pb2 import Struct
 
 from mvfoul.clip import preset
 from mvfoul.video import decode_clip
@@ -110,6 +112,26 @@ def test_requests_that_make_no_sense_are_refused_in_words(
 ) -> None:
     response = console.post(path, body)
     assert (response.status_code, says in response.text) == (status, True), response.text
+
+
+def test_a_trigger_over_grpc_opens_an_incident_and_nonsense_is_refused(console: Any) -> None:
+    def trigger(**fields: Any) -> Any:
+        with grpc.insecure_channel(console.grpc) as channel:
+            call = channel.unary_unary(
+                "/mvfoul.live.Console/Trigger",
+                request_serializer=Struct.SerializeToString,
+                response_deserializer=Struct.FromString,
+            )
+            request = Struct()
+            request.update(fields)
+            return call(request, timeout=20)
+
+    name = trigger(seconds_ago=1.5, note="by gRPC")["id"]
+    assert console.decided(name, views=3)["note"] == "by gRPC"
+    for fields in ({"seconds_ago": 500}, {"seconds_ago": "soon"}):
+        with pytest.raises(grpc.RpcError) as refused:
+            trigger(**fields)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_pages_of_other_origins_can_do_nothing(console: Any) -> None:
