@@ -61,7 +61,8 @@ class FoulServicer(InferenceServicer):  # type: ignore[misc]  # kserve has no ty
             TRANSPORT.set(Transport(request_id=request_id, trace=trace))
             client = self._door.client(_shown(context))
             TRANSPORT.set(replace(_transport(request, context, client), request_id=request_id, trace=trace))
-            check_request_bytes(request.ByteSize(), client)
+            if client.max_request_bytes:  # measured: 16 ms or more for 12 MB on a busy machine
+                check_request_bytes(request.ByteSize(), client)
             self._plane.check_model(request.model_name, request.model_version)
             _check_layout(request)
             infer_request = InferRequest.from_grpc(request)
