@@ -181,6 +181,20 @@ def test_the_command_tells_a_whole_log_from_a_broken_one(tmp_path: Path, run_mod
     assert json.loads(whole.splitlines()[0])["data"]["i"] == 0
 
 
+def test_a_log_that_is_being_written_is_whole_to_the_command(tmp_path: Path, run_module, repo_root: Path) -> None:
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(repo_root)}
+    writer = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    try:
+        while not (tmp_path / HEAD).exists():
+            time.sleep(0.01)
+        done = run_module("serving.live.audit", "verify", str(tmp_path))
+    finally:
+        writer.kill()
+        writer.wait()
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_changed_clip_is_named(tmp_path: Path) -> None:
     log, store = AuditLog(tmp_path), ClipStore(tmp_path)
     name = store.put(b"clip")
