@@ -49,6 +49,8 @@ class StreamsConfig:
     """Address to listen on, or to send to (udp)."""
     port: int = 0
     """One port for all cameras; udp: the first of as many as there are cameras. 0 takes a free one."""
+    starts_in_s: float = 2.0
+    """The first picture is sent so many seconds after the cameras' addresses are printed: time to connect."""
     size: tuple[int, int] = field(default=(1280, 720))
     """Of the test pattern: width and height in pixels."""
 
@@ -57,6 +59,7 @@ class StreamsConfig:
         check_flag(len(set(self.cameras)) == len(self.cameras), "--cameras", self.cameras, "Give each its own name.")
         check_flag(self.actions >= 0, "--actions", self.actions, "Use 1 or more, or 0 for all.")
         check_flag(0 <= self.port <= 65535, "--port", self.port, "Use 1 to 65535, or 0 for a free port.")
+        check_flag(self.starts_in_s >= 0, "--starts-in-s", self.starts_in_s, "Use 0 or more.")
         check_flag(
             min(self.size) >= 32 and not any(s % 2 for s in self.size), "--size", self.size, "Use even numbers from 32."
         )
@@ -77,7 +80,13 @@ def _stream() -> int:
     address = Address(protocol=config.protocol, host=config.host, port=config.port)
     with (
         _programme(config) as programme,
-        StreamServer(config.cameras, programme, address=address, told=lambda s: _tell_action(s, config)) as server,
+        StreamServer(
+            config.cameras,
+            programme,
+            address=address,
+            told=lambda s: _tell_action(s, config),
+            delay_s=config.starts_in_s,
+        ) as server,
     ):
         for camera, url in server.urls.items():
             _tell({"event": "stream", "camera": camera, "url": url})

@@ -72,6 +72,11 @@ class Schedule:
         self._lock = threading.Lock()
         self._ends: list[int] = []
 
+    @property
+    def first(self) -> Take:
+        """Return the first take, which need not have started."""
+        return self._programme.take(0)
+
     def at(self, number: int) -> tuple[Take, int, int]:
         """Return a take, when it starts, in ticks of the programme, and how long it is."""
         take = self._programme.take(number)
@@ -93,8 +98,8 @@ class Channel:
 
     def __init__(self, name: str, index: int, schedule: Schedule) -> None:
         self.name, self._index, self._schedule = name, index, schedule
-        first = next(clip for clip in schedule.at(0)[0].clips if clip)
-        self.codec, self.width_px, self.height_px = codec_of(schedule.at(0)[0].clips[index] or first)
+        clips = schedule.first.clips
+        self.codec, self.width_px, self.height_px = codec_of(clips[index] or next(clip for clip in clips if clip))
         self._sinks: set[Sink] = set()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
