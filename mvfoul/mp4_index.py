@@ -1,7 +1,7 @@
 """What an mp4's index makes FFmpeg allocate, found out before FFmpeg reads it.
 
 An index may say "n samples of one size", and repeat all of them for each edit, in a few bytes: FFmpeg builds an entry
-for each of them before anybody can stop it. measured: a clip of 7 kB that claims 50 million samples costs 3.5 GB and 12 s.
+for each of them before anybody can stop it. measured: a clip of 7 kB with 50 million samples costs 3.5 GB and 12 s.
 
 FFmpeg finds index boxes at many places, so they are looked for everywhere but in the media data.
 """

@@ -25,7 +25,8 @@ from serving.dataplane import FoulDataPlane
 from serving.door import Client, Door, Shown, check_request_bytes
 from serving.observer import Observer
 from serving.request_id import REQUEST_ID_HEADER, as_header, choose_request_id
-from serving.status import INTERNAL, status_of
+from serving.status import INTERNAL, message_of, status_of
+from serving.unreadable import UnreadableInterceptor
 
 log = logging.getLogger("mvfoul.serving")
 
@@ -50,11 +51,11 @@ class FoulServicer(InferenceServicer):  # type: ignore[misc]  # kserve has no ty
         super().__init__(data_plane, repository)
         self._door = door
         self._plane = data_plane
-        self._observer = observer
+        self.observer = observer
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: grpc.aio.ServicerContext) -> Any:  # noqa: N802
         """Answer one inference request."""
-        with self._observer.request("grpc", context.invocation_metadata() or ()) as trace:
+        with self.observer.request("grpc", context.invocation_metadata() or ()) as trace:
             metadata = dict(context.invocation_metadata() or ())
             request_id = choose_request_id(request.id, metadata.get(REQUEST_ID_HEADER))
             context.set_trailing_metadata(((REQUEST_ID_HEADER, as_header(request_id)),))
@@ -97,7 +98,7 @@ class StatusInterceptor(ExceptionToStatusInterceptor):  # type: ignore[misc]
         status = status_of(ex)
         if status is INTERNAL:
             log.error("%s failed", method_name, exc_info=ex)
-        message = str(ex) if isinstance(ex, MVFoulError) else "internal error; the server's log has it."
+        message = message_of(ex) if isinstance(ex, MVFoulError) else "internal error; the server's log has it."
         await context.abort(getattr(grpc.StatusCode, status.grpc), message)
 
 
@@ -128,11 +129,13 @@ def build_grpc_server(
         ConfigError: The address cannot be bound.
     """
     server = grpc.aio.server(
-        interceptors=(StatusInterceptor(), DoorInterceptor(access.door)),
+        interceptors=(StatusInterceptor(), UnreadableInterceptor(servicer.observer), DoorInterceptor(access.door)),
         options=[
             ("grpc.max_receive_message_length", max_request_bytes),
             # Without this, a second server on the same port starts and takes half of the requests.
             ("grpc.so_reuseport", 0),
+            # Who connects and says nothing is let go; the library's own two minutes let a few clients take all files.
+            ("grpc.server_handshake_timeout_ms", 10_000),
         ],
     )
     add_GRPCInferenceServiceServicer_to_server(servicer, server)

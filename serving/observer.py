@@ -11,7 +11,7 @@ from serving.call import TRANSPORT, Call, Trace, Tracing
 from serving.engine import Answer
 from serving.json_log import fields
 from serving.metrics import Metrics
-from serving.status import INTERNAL, status_of
+from serving.status import INTERNAL, message_of, status_of
 
 log = logging.getLogger("mvfoul.serving")
 
@@ -80,4 +80,6 @@ class Observer:
             log.error("%s request failed: %r id=%r", protocol, error, transport.request_id, extra=fields(**told))
         else:
             named = transport.request_id
-            log.warning("%s request refused: %s: %s id=%r", protocol, reason, error, named, extra=fields(**told))
+            log.warning(
+                "%s request refused: %s: %s id=%r", protocol, reason, message_of(error), named, extra=fields(**told)
+            )

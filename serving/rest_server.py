@@ -23,8 +23,8 @@ from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from kserve.protocol.rest.server import metrics_handler
 from kserve.protocol.rest.v2_endpoints import register_v2_endpoints
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mvfoul.errors import (
     ClientGoneError,
@@ -43,7 +43,8 @@ from serving.observer import Observer
 from serving.protocol import Tensor
 from serving.request_id import REQUEST_ID_HEADER, as_header, choose_request_id
 from serving.rest_body import JSON_LENGTH_HEADER, RestRequest, parse_body
-from serving.status import status_of
+from serving.rest_connection import BoundedHttp
+from serving.status import message_of, status_of
 from serving.tls import ServerTls, common_name
 
 log = logging.getLogger("mvfoul.serving")
@@ -96,7 +97,7 @@ class InferEndpoint:
 
     async def _read(self, request: Request, client: Client) -> bytes:
         announced = request.headers.get("content-length", "")
-        self._check_size(int(announced) if announced.isdigit() else 0, client)
+        self._check_size(int(announced) if announced.isdigit() and len(announced) < 20 else 0, client)
         chunks: list[bytes] = []
         size = 0
         try:
@@ -107,6 +108,8 @@ class InferEndpoint:
                     chunks.append(chunk)
         except TimeoutError as error:
             raise DeadlineError(f"the request's body did not arrive within {_BODY_S:g} s; send it faster.") from error
+        except ClientDisconnect as error:
+            raise ClientGoneError("the client hung up before the end of its request.") from error
         return b"".join(chunks)
 
     def _check_size(self, size: int, client: Client) -> None:
@@ -141,7 +144,7 @@ async def _hung_up(request: Request) -> None:
         pass
 
 
-class _Protocol(HttpToolsProtocol):
+class _Protocol(BoundedHttp):
     """One connection; its client's certificate goes along with each request, for which ASGI has no place."""
 
     def connection_made(self, transport: Any) -> None:
@@ -166,6 +169,7 @@ class RestServer(uvicorn.Server):
         config = uvicorn.Config(
             app,
             http=_Protocol,
+            ws="none",
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -284,7 +288,7 @@ def _to_http(response: InferResponse) -> Response:
 
 
 async def _refuse(_: Request, error: Exception) -> Response:
-    response = JSONResponse({"error": str(error)}, status_code=status_of(error).http)
+    response = JSONResponse({"error": message_of(error)}, status_code=status_of(error).http)
     if isinstance(error, UnauthenticatedError):
         response.headers["www-authenticate"] = "Bearer"
     return _named(response)

@@ -49,6 +49,16 @@ _STATUSES: Final[tuple[tuple[type[BaseException], Status], ...]] = (
 REASONS: Final = tuple(dict.fromkeys((*(status.reason for _, status in _STATUSES), INTERNAL.reason)))
 
 
+_MAX_CHARS: Final = 1000
+"""Of a message: it may quote the request, and gRPC's clients take a few kilobytes of it."""
+
+
+def message_of(error: BaseException) -> str:
+    """Return what a client is told, of bounded length."""
+    message = str(error)
+    return message if len(message) <= _MAX_CHARS else f"{message[:_MAX_CHARS]} (and so on)"
+
+
 def status_of(error: BaseException) -> Status:
     """Return how `error` looks from outside; `INTERNAL` for bugs."""
     return next((status for kind, status in _STATUSES if isinstance(error, kind)), INTERNAL)

@@ -14,10 +14,25 @@ import av
 import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
-NAMES = ("CLIPS", "VIEWS", "VIDEO", "", "CLIPS\0", "х" * 300, "DECISION")
+NAMES = ("CLIPS", "VIEWS", "VIDEO", "", "CLIPS\0", "x" * 300, "DECISION")
 DATATYPES = ("BYTES", "UINT8", "FP32", "INT64", "BOOL", "FP16", "", "bytes", "BYTES" * 50)
 NUMBERS = (-(2**63), -1, 0, 1, 2, 5, 6, 1000, 2**31, 2**62)
-TEXTS = ("", "a", "action-1", "x" * 129, "x" * 5000, "\0", "0,2", "-1", "0,0,0", "999", ",", "9" * 50, "ü\n\r\t", "../..")
+TEXTS = (
+    "",
+    "a",
+    "action-1",
+    "x" * 129,
+    "x" * 5000,
+    "\0",
+    "0,2",
+    "-1",
+    "0,0,0",
+    "999",
+    ",",
+    "9" * 50,
+    "ü\n\r\t",
+    "../..",
+)
 PARAMETERS = ("action_id", "drop_views", "priority", "timeout", "sequence_id", "binary_data_size", "classification", "")
 OUTPUTS = ("DECISION", "VIEW_WEIGHTS", "LOGITS", "")
 
@@ -39,22 +54,22 @@ class Cases:
     def grpc(self, rng: random.Random) -> pb.ModelInferRequest:
         """Return a request of which most parts are wrong."""
         request = pb.ModelInferRequest(
-            model_name=rng.choices(("mvfoul", "", "other", "x" * 300), (20, 1, 1, 1))[0],
-            model_version=rng.choices(("", "1", "0" * 12, "x" * 300), (20, 1, 1, 1))[0],
-            id=rng.choice(("", "r", "x" * 2000)),
+            model_name=_mostly(rng, "mvfoul", "", "other", "x" * 300),
+            model_version=_mostly(rng, "", "1", "0" * 12, "x" * 300),
+            id=_mostly(rng, "r", "", "x" * 2000),
         )
         for _ in range(rng.choices((0, 1, 2, 9), (1, 12, 2, 1))[0]):
             name, datatype, shape, raw = self._tensor(rng)
             item = request.inputs.add(name=name, datatype=datatype, shape=shape)
-            if rng.random() < 0.8:
+            if rng.random() < 0.95:
                 request.raw_input_contents.append(raw)
             if rng.random() < 0.1:
                 _add_contents(item.contents, rng)
             if rng.random() < 0.1:
                 _add_parameter(item.parameters, rng)
-        for _ in range(rng.choices((0, 1, 3), (8, 1, 1))[0]):
+        for _ in range(rng.choices((0, 1, 3), (18, 1, 1))[0]):
             _add_parameter(request.parameters, rng)
-        for _ in range(rng.choices((0, 1, 50), (8, 2, 1))[0]):
+        for _ in range(rng.choices((0, 1, 50), (18, 2, 1))[0]):
             request.outputs.add(name=rng.choice(OUTPUTS))
         return request
 
@@ -65,24 +80,25 @@ class Cases:
         for name, datatype, shape, raw in tensors:
             item: dict[str, Any] = {"name": name, "datatype": datatype, "shape": shape}
             if rng.random() < 0.5:
-                item["data"] = rng.choice(([base64.b64encode(raw).decode()], _junk(rng, 3), list(raw[:50])))
+                whole = raw[4:] if datatype == "BYTES" else raw
+                item["data"] = _mostly(rng, [base64.b64encode(whole).decode()], _junk(rng, 3), list(raw[:50]))
             else:
-                item["parameters"] = {"binary_data_size": rng.choice((len(raw), len(raw), -1, 2**40, "7", None))}
+                item["parameters"] = {"binary_data_size": _mostly(rng, len(raw), -1, 2**40, "7", None)}
                 tail += raw
             inputs.append(item)
-        document: dict[str, Any] = {"inputs": inputs, "id": rng.choice(("", "r", 5, "x" * 2000))}
-        if rng.random() < 0.3:
+        document: dict[str, Any] = {"inputs": inputs, "id": _mostly(rng, "r", "", 5, "x" * 2000)}
+        if rng.random() < 0.15:
             document["parameters"] = {rng.choice(PARAMETERS): _junk(rng, 1) for _ in range(2)}
-        if rng.random() < 0.2:
+        if rng.random() < 0.1:
             document["outputs"] = rng.choice(([{"name": rng.choice(OUTPUTS)}], _junk(rng, 2)))
-        if rng.random() < 0.2:
+        if rng.random() < 0.1:
             document[rng.choice(("inputs", "id", "parameters", "outputs"))] = _junk(rng, 3)
         head = json.dumps(document).encode()
-        if rng.random() < 0.15:
+        if rng.random() < 0.1:
             broken = bytearray(head)
             _flip_bits(broken, rng)
             head = bytes(broken)
-        length = rng.choice((len(head), len(head), len(head), 0, len(head) + 7, -1, "x", 2**70))
+        length = _mostly(rng, len(head), 0, len(head) + 7, -1, "x", 2**70)
         headers = {"inference-header-content-length": str(length)} if tail or rng.random() < 0.1 else {}
         return head + tail, headers
 
@@ -100,6 +116,10 @@ class Cases:
             return "VIEWS", rng.choices(("UINT8", "FP32"), (4, 1))[0], shape, bytes(size)
         shape = [rng.choice(NUMBERS) for _ in range(rng.choice((0, 1, 1, 5, 60)))]
         return rng.choice(NAMES), rng.choice(DATATYPES), shape, rng.randbytes(rng.randrange(200))
+
+
+def _mostly(rng: random.Random, good: Any, *others: Any) -> Any:
+    return good if rng.random() < 0.93 else rng.choice(others)
 
 
 def _junk(rng: random.Random, depth: int) -> Any:
@@ -153,7 +173,8 @@ def _flip_bits(data: bytearray, rng: random.Random) -> None:
 def _forge_number(data: bytearray, rng: random.Random) -> None:
     if len(data) > 8:
         # Anywhere, but more often in the index at the end of the file.
-        place = rng.randrange(len(data) - 4) if rng.random() < 0.3 else rng.randrange(max(0, len(data) - 2500), len(data) - 4)
+        first = 0 if rng.random() < 0.3 else max(0, len(data) - 2500)
+        place = rng.randrange(first, len(data) - 4)
         struct.pack_into(">I", data, place, rng.choice((0, 1, 0xFFFF, 100_000, 2**31 - 1, 2**31, 2**32 - 1)))
 
 
@@ -182,17 +203,17 @@ def mutated(message: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
-def many_frames(count: int, size: tuple[int, int]) -> bytes:
-    """A clip of `count` intra-coded grey pictures; one is encoded, and its packet repeated: a few hundred bytes each."""
+def many_frames(count: int, size: tuple[int, int], fps: int = 25) -> bytes:
+    """A clip of `count` intra-coded grey pictures, small for what they cost: one packet, repeated."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast", "threads": "1", "g": "1"})
+        stream = container.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "threads": "1", "g": "1"})
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         frame = av.VideoFrame(*size, "yuv420p")
         for plane, value in zip(frame.planes, (60, 128, 128), strict=True):
             plane.update(bytes([value]) * plane.buffer_size)
-        packets = [*stream.encode(frame), *stream.encode(None)]
-        (picture,) = [bytes(packet) for packet in packets]
+        packets = [*stream.encode(frame), *stream.encode(frame), *stream.encode(None)]
+        picture = bytes(packets[-1])  # the first one carries a text about its encoder
         for number in range(count):
             packet = av.Packet(picture)
             packet.stream, packet.pts, packet.dts, packet.is_keyframe = stream, number, number, True

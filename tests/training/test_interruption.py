@@ -116,7 +116,7 @@ def test_two_runs_cannot_write_into_one_folder_and_a_killed_one_keeps_nobody_out
 
 @pytest.mark.parametrize("kills", [50])
 def test_a_run_that_is_killed_at_any_moment_leaves_a_checkpoint_and_goes_on(programs, tiny_dataset, tmp_path, kills):
-    output, moments = tmp_path / "run", random.Random(3)  # noqa: S311
+    output, moments = tmp_path / "run", random.Random(3)
     flags = _flags(tiny_dataset, output, "--resume", "--save.every-steps", "1", "--save.keep-best", "2")
     seen = []
     for kill in range(kills):

@@ -59,7 +59,7 @@ def test_a_group_larger_than_the_buffer_is_not_kept() -> None:
 
 
 def test_the_smallest_delay_sets_the_clock_and_one_wrong_timestamp_does_not() -> None:
-    clock, noise = StreamClock(), random.Random(0)  # noqa: S311
+    clock, noise = StreamClock(), random.Random(0)
     for number in range(25 * 20):
         late_s = 0.02 + noise.expovariate(50)
         wrong = 20 * FRAME if number == 250 else 0
@@ -102,7 +102,7 @@ def test_a_backlog_is_no_jump_and_lost_pictures_are_none() -> None:
 
 
 def test_drops_and_jitter_are_measured() -> None:
-    pace, noise = Pace(), random.Random(1)  # noqa: S311
+    pace, noise = Pace(), random.Random(1)
     for number in range(1000):
         if number % 100 not in (50, 51, 52):
             pace.count(number * FRAME, number * FRAME, number / 25 + noise.uniform(0, 0.01))
