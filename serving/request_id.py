@@ -24,4 +24,5 @@ def choose_request_id(own: str, header: str | bytes | None) -> str:
 
 def as_header(request_id: str) -> str:
     """Return an id as a header may carry it: what is not printable ASCII is percent-encoded."""
-    return quote(request_id[:_MAX_CHARS], safe=" !#$&'()*+,/:;=?@[]{}|<>\"`^\\")
+    # JSON can say half a surrogate, which UTF-8 cannot.
+    return quote(request_id[:_MAX_CHARS], errors="replace", safe=" !#$&'()*+,/:;=?@[]{}|<>\"`^\\")
