@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
@@ -139,3 +140,23 @@ def test_kustomize_packs_dashboards_rules_and_the_runbooks_address():
         "mvfoul-triton",
         "mvfoul-training",
     }
+
+
+def families(exprs):
+    return {re.sub(r"_(bucket|sum|count)$", "", name) for expr in exprs for name in metrics_of(expr)}
+
+
+def test_the_runbooks_queries_are_of_metrics_that_panels_and_rules_ask_for():
+    # The live test proves that those exist.
+    known = families([query.values[0] for query in QUERIES] + [rule["expr"] for rule in RULES])
+    text = re.sub(r"'\$(NS|POD)'", "x", (FOLDER.parent / "runbook.md").read_text())
+    asked = re.findall(r"^promql '(.+)'$", text, re.MULTILINE)
+    assert len(asked) == text.count("\npromql '")
+    assert families(asked) <= known
+
+
+def test_the_runbooks_commands_of_ours_exist():
+    text = (FOLDER.parent / "runbook.md").read_text()
+    modules = set(re.findall(r"python -m ((?:training|export|serving)[\w.]*)", text))
+    assert modules
+    assert not [module for module in modules if importlib.util.find_spec(module) is None]

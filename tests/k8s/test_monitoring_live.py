@@ -219,7 +219,7 @@ def test_the_page_draws_every_panel_of_a_dashboard(observed, board):
     without = [panel.title for panel in panels if all(observed.absent(query.expr) for query in panel.queries)]
     name = board.uid.removeprefix("mvfoul-")
     with served_page(observed.prometheus.url, port=0, scrape_s=1) as page:
-        shown = browse(f"{page}?dashboard={name}&minutes=5&window=30&still", "--dump-dom")
+        shown = browse(f"{page}?dashboard={name}&minutes=15&window=30&still", "--dump-dom")
     assert f"{len(panels) - len(without)} of {len(panels)} panels have data" in _text_of(shown), without
 
 
