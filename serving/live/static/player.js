@@ -51,7 +51,7 @@ export class Players {
     if (!response?.ok) { item.figure.replaceWith(masked({ ...view, reason: "its clip is no longer kept" })); return; }
     item.url = URL.createObjectURL(await response.blob());
     item.video.src = item.url;
-    item.video.addEventListener("loadeddata", () => this.#place(item.video), { once: true });
+    item.video.addEventListener("loadeddata", () => { this.#place(item.video); this.#tell(); }, { once: true });
     item.video.addEventListener("error", () => item.figure.append(el("figcaption", { style: { top: ".4rem", bottom: "auto" } }, "this browser cannot play its codec")));
   }
 
