@@ -56,7 +56,7 @@ def test_a_second_process_on_one_directory_is_refused(tmp_path: Path) -> None:
     AuditLog(tmp_path).close()
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_any_changed_removed_doubled_or_exchanged_line_is_noticed(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
