@@ -138,7 +138,7 @@ def _obey(server: StreamServer) -> None:
     """Make cameras fail as the lines on stdin say."""
     from serving.live.streaming.channel import Fault
 
-    for line in sys.stdin:
+    for line in sys.stdin or ():  # none, in some services
         camera, fault, seconds = [*line.split(), "", "", ""][:3]
         if camera in server.channels and fault in get_args(Fault) and seconds.replace(".", "", 1).isdigit():
             server.fail(camera, cast("Fault", fault), float(seconds))
