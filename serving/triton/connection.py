@@ -132,6 +132,9 @@ class Connection:
             return DeadlineError(f"{where} did not answer within the request's deadline.")
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
             return UnavailableError(f"{where} cannot be reached ({details}). Send the request later.")
+        if "is not healthy" in details:
+            # measured: what Triton says, as INTERNAL, of a model whose process was killed; it starts no other.
+            return UnavailableError(f"{where} has lost a model's process ({details}). Restart it.")
         if code == grpc.StatusCode.NOT_FOUND:
             return UnavailableError(
                 f"{where} does not have this artifact ({details}). "
