@@ -70,13 +70,14 @@ class Case:
 class Bare:
     """The same work without a server."""
 
-    def __init__(self, artifact: Artifact, threads: int) -> None:
+    def __init__(self, artifact: Artifact, threads: int, decoders: int = 0) -> None:
+        """Load the graphs, which get `threads`; `decoders` clips are decoded at the same time (0: as many)."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         graphs = (artifact.manifest.encoder, artifact.manifest.head)
         self._encoder, self._head = (onnxruntime.InferenceSession(artifact.path(g.file), options) for g in graphs)
         self._spec = artifact.manifest.clip
-        self._pool = ThreadPoolExecutor(threads)
+        self._pool = ThreadPoolExecutor(decoders or threads)
 
     def views(self, views: NDArray[np.uint8]) -> None:
         """Run encoder and head on `[V, 3, T, H, W]`."""

@@ -7,11 +7,15 @@
 saturation   actions per second with --concurrency requests always in flight, through the embedded server and through
              the transformer and Triton, against the same work without a server, in alternating rounds:
              VIEWS against `onnxruntime.InferenceSession` with as many threads, run back to back;
-             CLIPS against decoding the clips on all cores and then the session, back to back.
+             CLIPS against decoding the clips on all CPUs, as the servers do, and then the session, back to back.
 open-loop    requests arrive at random (Poisson) at 50, 80 and 95 % of the capacity just measured, whether or not the
-             ones before are answered. Latency counts from the time at which a request was due.
+             ones before are answered. Latency counts from the time at which a request was due. A percentile beyond
+             which less than one answer is expected is not given.
 batching     8 actions of 1 to 4 views at a time through Triton: its own statistics say how many views it computed.
 soak         80 % of the capacity for --soak-s seconds: memory of all the server's processes over time.
+
+Memory is PSS: what processes share, such as libraries, counts once. Self-tests in the background are off: an idle
+server would compute, at full size for seconds, while another side is measured.
 
 The load comes from threads of this process, which takes processor time from the servers: on few cores these are lower
 bounds. --threads (of the graphs, everywhere) leaves room for it.
@@ -20,6 +24,7 @@ bounds. --threads (of the graphs, everywhere) leaves room for it.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -82,10 +87,10 @@ class OpenLoop:
     rate_per_s: float
     requests: int
     refused: int
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-    rss_mib: float
+    p50_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+    pss_mib: float
 
 
 def main() -> int:
@@ -94,14 +99,14 @@ def main() -> int:
     clips = [path.read_bytes() for path in options.clips] or [make_clip(seed) for seed in range(3)]
     views = np.stack([decode_clip(clip, artifact.manifest.clip) for clip in clips])
     requests: dict[str, Ask] = {"VIEWS": lambda c: c.classify_views(views), "CLIPS": lambda c: c.classify(clips)}
-    bare = Bare(artifact, options.threads)
+    bare = Bare(artifact, options.threads, decoders=len(os.sched_getaffinity(0)))
     without = {"VIEWS": lambda: bare.views(views), "CLIPS": lambda: bare.clips(clips)}
     _print_head(options, artifact, len(clips))
     document: dict[str, Any] = {"artifact": artifact.version, "threads": options.threads, "versions": _versions()}
-    queue = ("--max-in-flight", str(4 * options.concurrency))
+    flags = ("--max-in-flight", str(4 * options.concurrency), "--self-test-interval-s", "86400")
     with (
-        embedded(options.artifact, options.threads, *queue) as first,
-        triton(options.artifact, options.threads, *queue) as second,
+        embedded(options.artifact, options.threads, *flags) as first,
+        triton(options.artifact, options.threads, *flags) as second,
     ):
         servers = (first, second)
         if "saturation" in options.only:
@@ -131,7 +136,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--soak-s", type=float, default=600.0)
     parser.add_argument("--clips", type=Path, nargs="*", default=[], help="video files of one action")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.soak_s < 30:
+        parser.error(f"--soak-s {options.soak_s:g} gives too few samples of the memory; use 30 or more")
+    return options
 
 
 def _saturation(
@@ -161,10 +169,11 @@ def _saturation(
 
 
 def _rounds(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Measure all sides in each round, in turning order; a round before the first only warms up."""
+    """Measure all sides in each round, each round in another order; a round before the first only warms up."""
+    orders = list(itertools.permutations(sides))
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(-1, rounds):
-        for name in sides if number % 2 else reversed(sides):
+        for name in orders[number % len(orders)]:
             rate = sides[name]()
             if number >= 0:
                 rates[name].append(rate)
@@ -221,15 +230,15 @@ def _open_loops(options: argparse.Namespace, servers: Sequence[Running], ask: As
         capacity = _closed_loop(server, ask, options.concurrency, 2 * options.round_s)
         for load in LOADS:
             latencies, outcomes = _open_loop(server, ask, load * capacity, options.open_s)
-            p50, p95, p99 = np.percentile(latencies, (50, 95, 99)).tolist()
+            p50, p95, p99 = (_percentile(latencies, percent) for percent in (50, 95, 99))
             row = OpenLoop(
                 server.name, load, load * capacity, sum(outcomes.values()), outcomes["refused"], p50, p95, p99,
-                _rss_mib(server),
+                _pss_mib(server),
             )  # fmt: skip
             rows.append(row)
             print(
                 f"{row.server:<9} {load:>5.0%} {row.rate_per_s:>11.2f} {row.requests:>10} {row.refused:>8}"
-                f" {p50:>8.1f} {p95:>8.1f} {p99:>8.1f} {row.rss_mib:>12.0f}",
+                f" {_ms(p50):>8} {_ms(p95):>8} {_ms(p99):>8} {row.pss_mib:>12.0f}",
                 flush=True,
             )
     return rows
@@ -264,10 +273,19 @@ def _open_loop(server: Running, ask: Ask, rate: float, seconds: float) -> tuple[
     return latencies, outcomes
 
 
+def _percentile(latencies: Sequence[float], percent: int) -> float | None:
+    """Return None where less than one of so many latencies is expected beyond it."""
+    return float(np.percentile(latencies, percent)) if len(latencies) * (100 - percent) >= 100 else None
+
+
+def _ms(latency: float | None) -> str:
+    return "-" if latency is None else f"{latency:.1f}"
+
+
 def _batching(server: Running, artifact: Artifact, views: np.ndarray) -> dict[str, float]:
     """Return what Triton computed for 8 concurrent actions of 1 to 4 views, 10 times."""
     counts = [1 + k % 4 for k in range(8)]
-    actions = [np.concatenate([views] * 2)[:count] for count in counts]
+    actions = [np.stack([views[v % len(views)] for v in range(count)]) for count in counts]
     before = _encoder_statistics(server, artifact)
     clients = [FoulClient(server.grpc, timeout_s=300) for _ in actions]
     with ThreadPoolExecutor(len(actions)) as pool:
@@ -300,7 +318,7 @@ def _soak(options: argparse.Namespace, server: Running, ask: Ask) -> dict[str, A
     def watch() -> None:
         start = time.perf_counter()
         while not enough.wait(2.0):
-            samples.append((time.perf_counter() - start, _rss_mib(server)))
+            samples.append((time.perf_counter() - start, _pss_mib(server)))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -311,34 +329,39 @@ def _soak(options: argparse.Namespace, server: Running, ask: Ask) -> dict[str, A
     finally:
         enough.set()
         watcher.join()
-    # The first fifth fills pools and caches.
+    # The first fifth fills pools and caches; growth is from the second to the last.
     times, sizes = (np.array(column) for column in zip(*samples, strict=True))
-    later = times > times[-1] / 5
-    slope = float(np.polyfit(times[later] / 60, sizes[later], 1)[0])
-    p50, p99 = np.percentile(latencies, (50, 99)).tolist()
+    fifths = np.array_split(sizes, 5)
+    growth = float(np.median(fifths[4]) - np.median(fifths[1]))
+    slope = float(np.polyfit(times[len(fifths[0]) :] / 60, sizes[len(fifths[0]) :], 1)[0])
+    p50, p99 = (_percentile(latencies, percent) for percent in (50, 99))
     print(
         f"\nsoak {server.name}: {times[-1]:.0f} s at {rate:.2f} actions/s, {outcomes['ok']} answered, "
-        f"{outcomes['refused']} refused; p50 {p50:.1f} ms, p99 {p99:.1f} ms; memory {sizes[0]:.0f} MiB at first, "
-        f"{sizes[later][0]:.0f} after a fifth, {sizes[-1]:.0f} at the end, slope {slope:+.2f} MiB per minute",
+        f"{outcomes['refused']} refused; p50 {_ms(p50)} ms, p99 {_ms(p99)} ms; memory {sizes[0]:.0f} MiB at first, "
+        f"then by fifths {', '.join(f'{np.median(fifth):.0f}' for fifth in fifths)} (medians); from the second to the "
+        f"last {growth:+.1f} MiB, slope {slope:+.2f} MiB per minute",
         flush=True,
     )
     return {
         "server": server.name,
         "rate_per_s": rate,
         "outcomes": dict(outcomes),
+        "growth_mib": growth,
         "slope_mib_per_min": slope,
+        "p50_ms": p50,
+        "p99_ms": p99,
         "samples": samples,
     }
 
 
-def _rss_mib(server: Running) -> float:
-    """Of the server's processes and their children."""
+def _pss_mib(server: Running) -> float:
+    """Return the memory of the server's processes and their children; pages that several map are shared out."""
     total = 0
     for pid in server.pids:
         parent = psutil.Process(pid)
         for process in (parent, *parent.children(recursive=True)):
             try:
-                total += process.memory_info().rss
+                total += process.memory_full_info().pss
             except psutil.NoSuchProcess:
                 continue
     return total / 2**20

@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-tritonclient=2.51.0  # the last releases' wheels hold no perf_analyzer; this one is of the Triton that scripts/triton.sh installs
+tritonclient=2.51.0  # holds perf_analyzer (2.73 does not), and is of the Triton that scripts/triton.sh installs
 cuda_runtime=12.3.101  # perf_analyzer is linked against it; no GPU is needed
 
 venv=${1:-.venv}
