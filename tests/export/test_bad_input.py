@@ -165,6 +165,9 @@ def test_the_next_commands_can_be_pasted_where_the_folder_has_a_space(tiny_check
     assert ["python", "-m", "serving", "--artifact", str(target)] in words
 
 
+ANSWERS = {"action": {"labels": [251, *[0] * 7], "confidences": [*[0] * 9, 251], "temperature": 1.0}}
+
+
 @pytest.fixture
 def metrics(tmp_path):
     """A metrics.json of the tiny checkpoint, with what must not enter an artifact."""
@@ -175,6 +178,7 @@ def metrics(tmp_path):
         "aggregation": "attention",
         "epoch": 3,
         "actions": 251,
+        "answers": ANSWERS,
         "skipped_clips": ["/home/someone/clip_0.mp4: damaged"],
         "score": 0.5,
     }
@@ -188,7 +192,8 @@ def test_an_evaluation_given_as_a_file_goes_into_manifest_and_card_without_its_p
 ):
     target = tmp_path / "artifact"
     export_checkpoint(ExportConfig(ckpt=tiny_checkpoint, output=target, evaluation=metrics))
-    assert load_artifact(target).manifest.evaluation == {"split": "test", "actions": 251, "score": 0.5}
+    published = {"split": "test", "actions": 251, "score": 0.5, "answers": ANSWERS}
+    assert load_artifact(target).manifest.evaluation == published
     card = (target / "MODEL_CARD.md").read_text()
     assert "In percent; test, 251 actions." in card
     assert "/home/someone" not in card

@@ -28,13 +28,15 @@ from tests.serving.fuzz_cases import Cases, forged_index, many_frames, mutated, 
 GRPC_STATUSES = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"}
 HTTP_STATUSES = {200, 400, 404, 413, 429, 504}
 CASES = {"grpc": 2000, "unreadable": 800, "rest": 2100, "session": 150}
-MAX_GROWTH_BYTES = 256 << 20
+MAX_GROWTH_BYTES = 128 << 20
+"""Of the peak. measured: 42 MB over all cases; requests of 16 MiB lie in memory up to three times."""
 HEAD_S = 10.0
 PATH = "/v2/models/mvfoul/infer"
 
 
-def resident_bytes(pid):
-    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")]
+def peak_bytes(pid):
+    """The largest resident size so far: memory that was given back counts."""
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) << 10
 
 
@@ -65,7 +67,7 @@ def target(start_server, clips):
 
 @pytest.fixture(scope="module")
 def at_start(target):
-    return resident_bytes(target.process.pid)
+    return peak_bytes(target.process.pid)
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +83,7 @@ def unharmed(target, at_start, clips):
     assert "Traceback" not in log
     assert " ERROR " not in log
     assert 'mvfoul_errors_total{reason="internal"} 0.0' in httpx.get(f"{target.http}/metrics", timeout=30).text
-    assert resident_bytes(target.process.pid) - at_start < MAX_GROWTH_BYTES
+    assert peak_bytes(target.process.pid) - at_start < MAX_GROWTH_BYTES
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +215,7 @@ def test_a_clip_that_is_a_bomb_is_refused_soon_and_in_bounded_memory(stub, targe
     assert (status, "CLIPS[0]" in message, "CLIPS[1]" in message) == ("INVALID_ARGUMENT", True, False)
     assert sentence in message
     assert time.monotonic() - began < 20
-    assert resident_bytes(target.process.pid) - at_start < MAX_GROWTH_BYTES
+    assert peak_bytes(target.process.pid) - at_start < MAX_GROWTH_BYTES
 
 
 def test_a_thousand_tiny_clips_are_refused_by_their_number(stub):

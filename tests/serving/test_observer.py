@@ -17,7 +17,7 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 
 from mvfoul.errors import RequestError
 from serving.client import FoulClient
-from serving.json_log import JsonFormatter, fields
+from serving.json_log import JsonFormatter, TextFormatter, fields
 from serving.metrics import Metrics
 from serving.observer import Observer
 from tests.serving.collector import running_collector
@@ -86,6 +86,11 @@ def test_a_traceback_stays_in_its_line():
     line = JsonFormatter().format(record)
     assert "\n" not in line
     assert "ZeroDivisionError" in json.loads(line)["traceback"]
+
+
+def test_a_client_cannot_begin_a_line_of_the_log():
+    record = logging.getLogger("x").makeRecord("x", logging.INFO, "", 0, "of %s", ("a\nREADY\x1b[2J\u2028é",), None)
+    assert TextFormatter("%(name)s %(message)s").format(record) == "x of a\\nREADY\\x1b[2J\\u2028é"
 
 
 def test_a_request_without_fields_is_still_an_object():

@@ -16,6 +16,7 @@ from matplotlib.image import imread
 
 from mvfoul.errors import AnnotationError, CheckpointError, ConfigError
 from mvfoul.labels import VOCABULARIES, from_soccernet_json
+from mvfoul.population import read_populations
 from training.checkpoint import load_checkpoint, load_network, save_checkpoint
 from training.clips import ClipReader
 from training.dataset import ActionSample, MultiViewDataset, collate_actions
@@ -100,6 +101,9 @@ def test_metrics_and_pictures_tell_the_same_as_the_table(config, capsys):
     metrics, out = _metrics(config), capsys.readouterr().out
     assert metrics["confusion"]["action"] == evaluation.answers.confusions()["action"].tolist()
     assert sum(map(sum, metrics["confusion"]["offence_severity"])) == 8
+    for head, seen in read_populations(metrics).items():  # what a server compares its answers with
+        assert list(seen.labels) == evaluation.answers.confusions()[head].sum(axis=0).tolist()
+        assert sum(seen.confidences) == seen.answers == 8
     row = next(line for line in out.splitlines() if line.startswith("offence_severity"))
     head = metrics["offence_severity"]
     shown = [head["accuracy"], head["balanced_accuracy"], metrics["top2"]["offence_severity"]]
