@@ -20,6 +20,7 @@ import av
 
 from serving.live.clock import TICKS_PER_S
 from serving.live.streaming.channel import Channel, OnAir
+from serving.live.streaming.door import Door
 
 _NTP_EPOCH_S: Final = 2_208_988_800
 """From 1900 to 1970."""
@@ -78,25 +79,6 @@ class RtpSink:
         """Hang up."""
         with suppress(queue.Full):
             self.pieces.put_nowait(None)
-
-
-class RtspStreams:
-    """Serves `rtsp://host:port/<camera>`."""
-
-    def __init__(self, channels: Mapping[str, Channel], host: str, port: int) -> None:
-        handler = type("Handler", (_Handler,), {"channels": channels})
-        self._server = socketserver.ThreadingTCPServer((host, port), handler)
-        self._server.daemon_threads = True
-        self.port: int = self._server.server_address[1]
-
-    def serve(self) -> None:
-        """Answer requests until `close`."""
-        self._server.serve_forever(poll_interval=0.1)
-
-    def close(self) -> None:
-        """Stop answering."""
-        self._server.shutdown()
-        self._server.server_close()
 
 
 class _Handler(socketserver.StreamRequestHandler):
@@ -200,3 +182,10 @@ def _sdp(channel: Channel) -> str:
         "a=control:track1",
     ]
     return "\r\n".join(lines) + "\r\n"
+
+
+class RtspStreams(Door):
+    """Serves `rtsp://host:port/<camera>`."""
+
+    server_class = socketserver.ThreadingTCPServer
+    handler_class = _Handler

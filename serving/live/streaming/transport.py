@@ -14,6 +14,7 @@ import av
 
 from serving.live.clock import TICKS_PER_S
 from serving.live.streaming.channel import Channel, OnAir
+from serving.live.streaming.door import Door
 
 _UNIT_BYTES: Final = 7 * 188
 """What fits a packet of 1500 bytes."""
@@ -74,25 +75,6 @@ def udp_sink(channel: Channel, address: tuple[str, int]) -> TransportStream:
     return TransportStream(channel, write, sender.close)
 
 
-class HttpStreams:
-    """Serves `/<camera>.ts`."""
-
-    def __init__(self, channels: dict[str, Channel], host: str, port: int) -> None:
-        handler = type("Handler", (_Handler,), {"channels": channels})
-        self._server = ThreadingHTTPServer((host, port), handler)
-        self._server.daemon_threads = True
-        self.port: int = self._server.server_address[1]
-
-    def serve(self) -> None:
-        """Answer requests until `close`."""
-        self._server.serve_forever(poll_interval=0.1)
-
-    def close(self) -> None:
-        """Stop answering."""
-        self._server.shutdown()
-        self._server.server_close()
-
-
 class _Handler(BaseHTTPRequestHandler):
     channels: dict[str, Channel]
 
@@ -134,3 +116,10 @@ def _offer(pieces: queue.Queue[bytes | None], data: bytes | None) -> None:
 def _taken(pieces: queue.Queue[bytes | None]) -> Iterator[bytes]:
     while (piece := pieces.get()) is not None:
         yield piece
+
+
+class HttpStreams(Door):
+    """Serves `/<camera>.ts`."""
+
+    server_class = ThreadingHTTPServer
+    handler_class = _Handler
