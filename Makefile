@@ -11,6 +11,8 @@ STAMP := $(VENV)/.installed
 DATA ?=
 CKPT ?=
 OUT ?= runs/demo
+# make test: how many processes share the tests.
+JOBS ?= 2
 
 .PHONY: help setup demo live-demo test test-slow test-gpu check format benchmarks images monitoring-demo clean
 
@@ -32,7 +34,7 @@ live-demo: $(STAMP) ## The live console on the demo's scenes: cameras, triggers,
 	@$(PY) scripts/live_demo.py --data "$(or $(DATA),$(OUT)/data)" --artifact "$(or $(ARTIFACT),$(OUT)/artifact)" $(LIVE_FLAGS)
 
 test: check ## Every check and every fast test
-	$(PY) -m pytest -m "not slow and not gpu"
+	$(PY) -m pytest -m "not slow and not gpu" -n $(JOBS) --dist loadfile --durations 20
 
 test-slow: $(STAMP) ## Full-size work of minutes
 	$(PY) -m pytest -m slow

@@ -179,8 +179,9 @@ def test_a_deadline_that_has_passed_costs_nothing(engine, graphs, clips):
     assert graphs.calls == 0
 
 
-def test_live_requests_overtake_bulk_requests(engine, graphs, views):
+def test_live_requests_overtake_bulk_requests(artifact, graphs, views):
     """Each kind of request has another number of views, so that the order can be seen."""
+    engine = _engine(artifact, graphs, EngineSettings(decode_workers=2, max_in_flight=8, abstain_below=0.5))
     order = []
     encode = graphs.encode
 
@@ -192,7 +193,6 @@ def test_live_requests_overtake_bulk_requests(engine, graphs, views):
     graphs.encode = noting
 
     async def scenario():
-        engine.settings = EngineSettings(decode_workers=2, max_in_flight=8, abstain_below=0.5)
         asked = [asyncio.create_task(engine.answer(views[:1], Call()))]
         await _until(lambda: engine.router.primary.backend.depth == 1)
         for count, priority in ((2, BULK), (3, LIVE), (2, BULK), (3, LIVE)):

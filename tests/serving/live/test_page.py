@@ -39,10 +39,11 @@ return number;
 """
 
 
-def until(condition: Callable[[], Any], what: str) -> Any:
+def until(condition: Callable[[], Any], what: str | Callable[[], str]) -> Any:
     deadline = time.monotonic() + WAIT_S
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {WAIT_S} s: {what}"
+        if time.monotonic() >= deadline:
+            pytest.fail(f"not within {WAIT_S} s: {what if isinstance(what, str) else what()}")
         time.sleep(0.05)
     return value
 
@@ -90,7 +91,9 @@ class Page:
     def trigger(self, key: str) -> str:
         before = self.incident()
         self.press(key)
-        until(lambda: self.incident() not in ("", before), "a new incident")
+        until(
+            lambda: self.incident() not in ("", before), lambda: f"a new incident; notices: {self.text('#notices')!r}"
+        )
         return self.incident()
 
 
