@@ -44,7 +44,8 @@ class Asking(ABC, Generic[A]):
             model_name: The model to ask.
             timeout_s: How long one answer may take, repetitions included.
             retries: How often a request is sent again that met an overloaded, stopped or unreachable server, with
-                growing pauses. 0 by default: who decides live wants to know at once.
+                growing pauses. 0 by default: who decides live wants to know at once. With `drop_views` only an
+                overloaded server is asked again: of the others nobody knows whether they have dropped them already.
             tls: How to encrypt; None does not.
             token: Sent as `authorization: Bearer ...`; anybody on the way can read it without `tls`.
         """
@@ -78,7 +79,8 @@ class Asking(ABC, Generic[A]):
             UnauthenticatedError: It wants another token, or one at all.
             OverloadedError: It has too many requests in flight. Repeat it with backoff.
             DeadlineError: It did not answer in time.
-            UnavailableError: It cannot be reached.
+            UnavailableError: It cannot be reached, or its answer was lost. Do not repeat it with the same `drop_views`:
+                they may be gone, and the numbers be those of other views.
             ServiceError: Anything else.
         """
         parameters = session_parameters(action_id, drop_views)

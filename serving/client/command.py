@@ -36,7 +36,8 @@ class ClientConfig(ConnectionFlags):
     timeout_s: float = 30.0
     """How long to wait for the answer, repetitions included."""
     retries: int = 0
-    """How often to ask again a server that is overloaded or not there, with growing pauses."""
+    """How often to ask again a server that is overloaded or not there, with growing pauses.
+    With --drop-views only one that is overloaded: any other may have dropped them already."""
     request_id: str = ""
     """For the server's log; one is made if it is empty."""
     action_id: str = ""

@@ -38,6 +38,8 @@ Priority = Literal["live", "bulk"]
 _PRIORITIES: Final[Mapping[str, int]] = {"live": LIVE, "bulk": BULK}
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 2.0
+_MOST_DOUBLINGS: Final = 5
+"""The longest pause is reached. Beyond a thousand of them a float overflows, and bulk asks that often."""
 
 _ERRORS: Final[Mapping[str, type[ServiceError]]] = {
     "StatusCode.INVALID_ARGUMENT": RequestError,
@@ -57,9 +59,10 @@ difference matters: no repetition cures it."""
 
 
 class Question:
-    """One request, however often it is sent: it has no effect that a repetition would double.
+    """One request, however often it is sent.
 
-    A session recognises a view that it has by its content.
+    A session recognises a view that it has by its content, so adding views twice is adding them once. `drop_views` are
+    numbers, though: after an answer that was lost on its way, the same numbers are other views.
     """
 
     def __init__(
@@ -134,12 +137,19 @@ class Question:
             ServiceError: It is not sent again; the class says why.
         """
         failure = self._failure(status, message)
-        worthwhile = isinstance(failure, OverloadedError | UnavailableError) and not isinstance(failure, DeadlineError)
-        pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0**self._repetitions)
-        if not worthwhile or self._repetitions >= self._connection.retries or self._left_s() <= pause_s:
+        pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(self._repetitions, _MOST_DOUBLINGS))
+        if not self._may_repeat(failure) or self._repetitions >= self._connection.retries or self._left_s() <= pause_s:
             raise failure
         self._repetitions += 1
         return pause_s * random.uniform(0.5, 1.0)  # noqa: S311  # so that not all come back at once
+
+    def _may_repeat(self, failure: ServiceError) -> bool:
+        """Return whether a repetition can help and does no harm."""
+        if DROP_VIEWS in self._parameters:
+            # Nothing of a request that was refused for want of room was done. One that met a server which stopped, or a
+            # connection which broke, may have been: only its answer is missing.
+            return isinstance(failure, OverloadedError)
+        return isinstance(failure, OverloadedError | UnavailableError) and not isinstance(failure, DeadlineError)
 
     def _left_s(self) -> float:
         return self._timeout_s - (time.perf_counter() - self._start)

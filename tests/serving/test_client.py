@@ -27,6 +27,8 @@ from mvfoul.errors import (
 )
 from mvfoul.labels import ACTION_CLASSES, OFFENCE_SEVERITIES
 from serving.client import AsyncFoulClient, FoulClient
+from serving.client.connection import Connection
+from serving.client.question import Question
 
 
 @pytest.fixture(scope="module")
@@ -249,15 +251,16 @@ def grudging():
     server.stop(None).wait()
 
 
-def ask_with(kind, target, **settings):
-    """Ask with one of the two clients."""
+def ask_with(kind, target, question=None, **settings):
+    """Ask with one of the two clients; `question`: arguments of `classify`."""
+    question = question or {}
     if kind is FoulClient:
         with FoulClient(target, **settings) as client:
-            return client.classify([b"clip"])
+            return client.classify([b"clip"], **question)
 
     async def ask():
         async with AsyncFoulClient(target, **settings) as client:
-            return await client.classify([b"clip"])
+            return await client.classify([b"clip"], **question)
 
     return asyncio.run(ask())
 
@@ -284,6 +287,74 @@ def test_what_no_repetition_cures_is_sent_once(grudging, kind):
     with pytest.raises(RequestError):
         ask_with(kind, target, retries=3)
     assert len(servicer.requests) == 1
+
+
+@pytest.mark.parametrize("kind", [FoulClient, AsyncFoulClient])
+@pytest.mark.parametrize(
+    ("status", "dropped", "times"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, (0,), 1),
+        (grpc.StatusCode.CANCELLED, (0,), 1),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, (0,), 3),
+        (grpc.StatusCode.UNAVAILABLE, (), 3),
+    ],
+)
+def test_what_may_have_dropped_a_view_is_not_sent_again(grudging, kind, status, dropped, times):
+    servicer, target = grudging(status)
+    with pytest.raises((UnavailableError, OverloadedError), match="no room"):
+        ask_with(kind, target, {"action_id": "a", "drop_views": dropped}, retries=2)
+    assert len(servicer.requests) == times
+
+
+class Forgetful(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """A proxy before a real server that loses the first answer: the server has done what was asked."""
+
+    def __init__(self, stub):
+        self.stub = stub
+        self.lost = False
+
+    def ModelInfer(self, request, context):  # noqa: N802
+        answer = self.stub.ModelInfer(request)
+        if not self.lost:
+            self.lost = True
+            context.abort(grpc.StatusCode.UNAVAILABLE, "connection lost")
+        return answer
+
+
+@pytest.fixture
+def forgetful(server):
+    """The address of one."""
+    proxy = grpc.server(futures.ThreadPoolExecutor(2))
+    with grpc.insecure_channel(server.grpc) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Forgetful(stub), proxy)
+        port = proxy.add_insecure_port("127.0.0.1:0")
+        proxy.start()
+        yield f"127.0.0.1:{port}"
+        proxy.stop(None).wait()
+
+
+def test_a_lost_answer_drops_no_second_view(client, forgetful, clips):
+    client.classify(clips[:3], action_id="lost drop")
+    with FoulClient(forgetful, retries=3) as other, pytest.raises(UnavailableError, match="connection lost"):
+        other.classify([], action_id="lost drop", drop_views=[0])
+    left = client.classify([], action_id="lost drop")
+    assert left.view_weights == pytest.approx(client.classify(clips[1:3]).view_weights, abs=1e-5)
+
+
+def test_a_lost_answer_to_a_new_view_is_asked_for_again_and_the_view_is_there_once(client, forgetful, clips):
+    client.classify(clips[:1], action_id="lost view")
+    with FoulClient(forgetful, retries=3) as other:
+        assert other.classify(clips[1:2], action_id="lost view").session.views == 2
+
+
+def test_however_often_it_is_asked_the_pause_stays_the_longest():
+    """A server that is away for an hour is asked over a thousand times."""
+    connection = Connection(target="127.0.0.1:1", model_name="mvfoul", timeout_s=3600, retries=1_000_000)
+    question = Question(connection, [b"clip"], request_id="", parameters={}, priority="bulk", timeout_s=None)
+    pauses = [question.pause_after("StatusCode.UNAVAILABLE", "away") for _ in range(1500)]
+    assert pauses[0] <= 0.1
+    assert all(1 <= pause <= 2 for pause in pauses[10:])
 
 
 def test_repetitions_end_with_the_time_to_answer(grudging):
