@@ -85,7 +85,8 @@ class ServeConfig:
     triton_tls_key: Path | None = None
     """Its key."""
     canary: Path | None = None
-    """Another artifact that answers a share of the requests, the same action always by the same artifact."""
+    """Another artifact that answers a share of the requests: all of one action_id get the same artifact, a request id
+    that comes again too, others are spread at random."""
     canary_share: float = 0.05
     """Of all requests, 0 to 1."""
     shadow: Path | None = None
