@@ -242,6 +242,7 @@ class _Decoder:
         self._context.thread_count = 1
         self._context.options = {"max_pixels": str(limits.max_frame_pixels)}
         self._codec = self._context.name, self._context.extradata
+        self._max_frame_pixels = limits.max_frame_pixels
         self._timeline = timeline
         self._deadline_s = deadline_s
 
@@ -297,6 +298,12 @@ class _Decoder:
             raise self._damage(timestamp, "a part of its data is missing")
         try:
             return self._context.decode(packet)
+        except av.error.ArgumentError as error:
+            # What FFmpeg leaves of a size that it refuses to allocate; its reason stands in its log only.
+            if self._context.width or self._context.height:
+                raise self._damage(timestamp, _reason(error)) from error
+            limit = f"a picture claims to be larger than the limit, {self._max_frame_pixels} pixels, or has no size"
+            raise self._damage(timestamp, limit) from error
         except av.error.FFmpegError as error:
             raise self._damage(timestamp, _reason(error)) from error
 

@@ -202,7 +202,14 @@ BOMBS = {
     ),
     "100,000 frames in four seconds": (lambda _: many_frames(100_000, (32, 32), fps=25_000), "more than 2000 frames"),
     "pictures over the limit": (lambda _: many_frames(100, (4112, 2320)), "4112x2320; the limit is 9437184 pixels"),
-    "pictures that say 16383x16383": (lambda _: vp8_of_claimed_size(16383, 16383), ""),
+    "pictures that say 16383x16383": (
+        lambda _: vp8_of_claimed_size(16383, 16383),
+        "larger than the limit, 9437184 pixels",
+    ),
+    "pictures that say a little too much": (
+        lambda _: vp8_of_claimed_size(3073, 3072),
+        "larger than the limit, 9437184",
+    ),
 }
 
 
