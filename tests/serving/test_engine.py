@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 
 from mvfoul.errors import DeadlineError, InvalidClipError, OverloadedError, RequestError
 from serving.backend import LocalBackend
@@ -15,6 +17,7 @@ from serving.call import BULK, LIVE, Call
 from serving.engine import Engine, EngineSettings
 from serving.generation import Generation, Router
 from serving.graphs import OnnxGraphs
+from serving.metrics import Metrics
 
 SETTINGS = EngineSettings(decode_workers=2, max_in_flight=2, abstain_below=0.5)
 
@@ -101,6 +104,28 @@ def test_one_request_too_many_is_refused_at_once_and_the_others_are_answered(eng
 
     assert len(_run(engine, scenario())) == 2
     assert engine.in_flight == 0
+
+
+def test_the_gauges_of_the_queues_say_what_waits(artifact, graphs, clips, views):
+    engine, registry = _engine(artifact, graphs, replace(SETTINGS, max_in_flight=3)), CollectorRegistry()
+    Metrics(registry=registry).watch(engine, ready=lambda: True)
+
+    def depths():
+        return [registry.get_sample_value("mvfoul_queue_depth", {"queue": queue}) for queue in ("decode", "encode")]
+
+    async def scenario():
+        seen = [depths()]
+        asked = [asyncio.create_task(engine.answer(inputs, Call())) for inputs in (views, clips[:3], clips[3:])]
+        await asyncio.sleep(0)  # each has begun; what ends from now on is only noticed later
+        seen.append(depths())
+        await _until(lambda: depths()[0] == 0)
+        await _until(lambda: depths()[1] == 3)
+        graphs.gate.set()
+        await asyncio.gather(*asked)
+        await _until(lambda: depths()[1] == 0)
+        return seen
+
+    assert _run(engine, scenario()) == [[0, 0], [5, 1]]
 
 
 def test_the_event_loop_stays_free_while_the_graphs_run(engine, graphs, views):

@@ -77,10 +77,39 @@ def test_a_grpc_request_moves_the_scraped_metrics(rest, client, clips):
     for stage in ("decode", "queue", "encode", "head", "total"):
         assert moved(before, after, "mvfoul_stage_duration_seconds_count", stage=stage) == 1
     assert moved(before, after, "mvfoul_views_per_request_sum") == 3
+    assert encoded(before, after) == (1, 3)
     answers = {"action": decision.action, "offence_severity": decision.offence_severity}
     for head, answer in answers.items():
         assert moved(before, after, "mvfoul_predictions_total", head=head, label=answer.label) == 1
         assert moved(before, after, "mvfoul_abstentions_total", head=head) == answer.abstain
+        assert confidences(before, after, head) == (1, pytest.approx(answer.confidence, abs=1e-3))
+
+
+def encoded(before, after):
+    """Calls of the encoder, and the views in them."""
+    return tuple(moved(before, after, f"mvfoul_encoder_batch_views_{part}") for part in ("count", "sum"))
+
+
+def confidences(before, after, head):
+    """How many, and their sum."""
+    return tuple(moved(before, after, f"mvfoul_confidence_{part}", head=head) for part in ("count", "sum"))
+
+
+def test_views_are_counted_where_they_are_encoded_and_confidences_with_each_answer(rest, client, clips):
+    """In a session: two views, a third, one that is known, and one that goes."""
+    before = scrape(rest)
+    questions = ((clips[:2], ()), (clips[2:3], ()), (clips[:1], ()), ([], [0]))
+    answers = [client.classify(sent, action_id="counted", drop_views=dropped) for sent, dropped in questions]
+    after = scrape(rest)
+    assert encoded(before, after) == (2, 3)
+    assert moved(before, after, "mvfoul_encoder_batch_views_bucket", le="1.0") == 1
+    assert moved(before, after, "mvfoul_encoder_batch_views_bucket", le="2.0") == 2
+    assert moved(before, after, "mvfoul_views_per_request_sum") == 2 + 3 + 3 + 2
+    for head in VOCABULARIES:
+        shown = [getattr(answer, head).confidence for answer in answers]
+        assert confidences(before, after, head) == (4, pytest.approx(sum(shown), abs=1e-2))
+        below = sum(confidence <= 0.5 for confidence in shown)
+        assert moved(before, after, "mvfoul_confidence_bucket", head=head, le="0.5") == below
 
 
 def test_a_rest_request_moves_the_scraped_metrics(rest, clips):
