@@ -6,6 +6,7 @@ With the genuine Triton, under load. Only what was in flight may be lost, and on
 from __future__ import annotations
 
 import os
+import re
 import signal
 import statistics
 import threading
@@ -21,8 +22,11 @@ import pytest
 
 from mvfoul.errors import MVFoulError, OverloadedError, UnavailableError
 from serving.client import FoulClient
+from serving.local_triton import LocalTriton
 
 CLIENTS = 4
+ALL_PAUSES_S = 0.375
+"""At least, between the five attempts of one request: the pauses double from 50 ms, and each may be half as long."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,21 @@ class Asked:
     """ "ok", or the class of the error."""
 
 
+@dataclass(frozen=True)
+class Restart:
+    """A Triton that was killed and started again under load; times of `time.monotonic()`."""
+
+    asked: list[Asked]
+    patiently: list[Asked]
+    """Through the transformer that waits for Triton."""
+    killed: float
+    cured: float
+    triton: LocalTriton
+    """The new one."""
+
+
 def ask(client, clips):
+    """Note what became of one request."""
     began = time.monotonic()
     try:
         client.classify(clips)
@@ -45,12 +63,12 @@ def ask(client, clips):
 
 
 @contextmanager
-def load(server, clips, clients=CLIENTS):
+def load(server, clips, clients=CLIENTS, timeout_s=30.0):
     """Requests without a pause from several clients; yields the list that grows."""
     asked, enough = [], threading.Event()
 
     def press():
-        with FoulClient(server.grpc) as client:
+        with FoulClient(server.grpc, timeout_s=timeout_s) as client:
             while not enough.is_set():
                 asked.append(ask(client, clips))
                 enough.wait(0.02)  # a refusal takes no time, and the machine has other work
@@ -67,6 +85,11 @@ def load(server, clips, clients=CLIENTS):
 
 def is_ready(server):
     return httpx.get(f"{server.http}/v2/health/ready", timeout=30).status_code == 200
+
+
+def triton_retries(server):
+    (line,) = re.findall(r"^mvfoul_triton_retries_total (\S+)$", httpx.get(f"{server.http}/metrics").text, re.MULTILINE)
+    return float(line)
 
 
 def answered_since(asked, moment):
@@ -114,10 +137,18 @@ def transformer(start_server, first_triton):
 
 
 @pytest.fixture(scope="module")
-def restarted(first_triton, transformer, behind, clips, wait_until):
+def patient(start_server, first_triton):
+    """A transformer that asks Triton again for longer than Triton takes to start."""
+    with start_server("--triton", first_triton.grpc, "--triton-retries", "11") as server:
+        yield server
+    assert "Traceback" not in server.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def restarted(first_triton, transformer, patient, behind, clips, wait_until):
     """Triton is killed and started again under load; everything that was asked, and when what happened."""
-    with load(transformer, clips[:1]) as asked:
-        wait_until(lambda: answered_since(asked, 0) > 20, "answers before")
+    with load(patient, clips[:1], clients=2, timeout_s=100) as patiently, load(transformer, clips[:1]) as asked:
+        wait_until(lambda: min(answered_since(asked, 0), answered_since(patiently, 0)) > 20, "answers before")
         killed = time.monotonic()
         first_triton.kill()
         wait_until(lambda: not is_ready(transformer), "not ready without Triton")
@@ -125,19 +156,31 @@ def restarted(first_triton, transformer, behind, clips, wait_until):
         wait_until(lambda: is_ready(transformer), "ready with the new Triton")
         cured = time.monotonic()
         wait_until(lambda: answered_since(asked, cured) > 20, "answers after")
-    return asked, killed, cured, triton
+    return Restart(asked, patiently, killed, cured, triton)
 
 
-def test_a_killed_triton_loses_only_what_was_in_flight_and_a_new_one_on_its_port_is_found(restarted):
-    asked, killed, cured, _ = restarted
+def test_a_killed_triton_loses_only_what_met_nobody_and_a_new_one_on_its_port_is_found(restarted, transformer):
+    asked, killed, cured = restarted.asked, restarted.killed, restarted.cured
     assert {request.outcome for request in asked} == {"ok", UnavailableError}
     assert {request.outcome for request in asked if request.ended < killed or request.began > cured} == {"ok"}
+    # None was given up before Triton was asked again, with pauses.
+    lost = [request.ended - request.began for request in asked if request.outcome is UnavailableError]
+    assert min(lost) > ALL_PAUSES_S
+    assert triton_retries(transformer) >= 4 * len(lost)
+
+
+def test_with_retries_for_longer_than_triton_is_away_nothing_is_lost(restarted, patient):
+    """Also what was in flight: computing it twice has no effect."""
+    during = [a for a in restarted.patiently if a.began < restarted.cured and a.ended > restarted.killed]
+    assert len(during) >= 2
+    assert {request.outcome for request in restarted.patiently} == {"ok"}
+    assert triton_retries(patient) > 0
 
 
 def test_a_killed_model_turns_readiness_false_though_triton_calls_itself_ready(
     restarted, transformer, clips, wait_until
 ):
-    *_, triton = restarted
+    triton = restarted.triton
     encoder = [pid for pid, arguments in models_of(triton.pid).items() if "encoder" in arguments]
     assert encoder, models_of(triton.pid)
     for pid in encoder:
