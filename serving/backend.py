@@ -22,8 +22,8 @@ from mvfoul.artifact import (
 )
 from serving.call import Call
 from serving.golden import check_golden
-from serving.graph_thread import GraphThread
 from serving.graphs import Scores
+from serving.priority_pool import PriorityPool
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,12 @@ class Graphs(Protocol):
 
 
 class LocalBackend:
-    """The graphs in this process, on a thread of their own: the event loop stays free for health checks and metrics."""
+    """The graphs in this process, on a thread: the event loop stays free for health checks and metrics."""
 
-    def __init__(self, graphs: Graphs) -> None:
+    def __init__(self, graphs: Graphs, line: PriorityPool) -> None:
+        """`line`: one thread for the graphs of all artifacts, so that a shadow's work waits for live requests."""
         self._graphs = graphs
-        self._thread = GraphThread()
+        self._line = line
 
     @property
     def name(self) -> str:
@@ -91,17 +92,16 @@ class LocalBackend:
     @property
     def depth(self) -> int:
         """See `Backend`."""
-        return self._thread.depth
+        return self._line.depth
 
     async def score(self, views: NDArray[np.uint8], earlier: NDArray[np.float32] | None, call: Call) -> Scored:
         """See `Backend`."""
         submitted = time.perf_counter()
-        job = self._thread.submit(call.priority, lambda: self._run(views, earlier, call, submitted))
+        job = self._line.submit(call.priority, lambda: self._run(views, earlier, call, submitted))
         return await asyncio.wrap_future(job)
 
     async def aclose(self) -> None:
         """See `Backend`."""
-        await asyncio.to_thread(self._thread.close)
 
     def _run(
         self, views: NDArray[np.uint8], earlier: NDArray[np.float32] | None, call: Call, submitted: float

@@ -39,9 +39,13 @@ class ServeConfig:
     decode_workers: int = 0
     """Clips decoded at the same time. 0: one per CPU that this process may use."""
     max_in_flight: int = 16
-    """Requests accepted at the same time; one more is refused at once (RESOURCE_EXHAUSTED, HTTP 429)."""
+    """Requests accepted at the same time; one more is refused at once (RESOURCE_EXHAUSTED, HTTP 429). A quarter of the
+    places is for live requests only."""
     max_in_flight_per_client: int = 0
     """Of them, those of one client: a token, a certificate or a host. 0: as many as there may be."""
+    max_request_s: float = 60.0
+    """A request without an answer by then gets DEADLINE_EXCEEDED (HTTP 504), also if its own deadline is later: a
+    backend that hangs must not keep the places of all."""
     max_request_bytes: int = 64 * _MIB
     """A larger request is refused (RESOURCE_EXHAUSTED, HTTP 413). Base64 over REST adds a third to a clip."""
     token_file: Path | None = None
@@ -158,6 +162,7 @@ class ServeConfig:
 
     def _check_limits(self) -> None:
         for flag, value in (
+            ("--max-request-s", self.max_request_s),
             ("--max-decode-s", self.max_decode_s),
             ("--max-clip-frames", self.max_clip_frames),
             ("--max-frame-pixels", self.max_frame_pixels),

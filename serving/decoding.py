@@ -1,11 +1,14 @@
-"""Clips to views on a bounded pool of threads. FFmpeg computes outside Python's lock, so threads run side by side."""
+"""Clips to views on a bounded pool of threads. FFmpeg computes outside Python's lock, so threads run side by side.
+
+Clips of live requests overtake those of bulk requests that have not begun.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +17,7 @@ from mvfoul.clip import ClipSpec
 from mvfoul.errors import InvalidClipError
 from mvfoul.video import DecodeLimits, decode_clip
 from serving.call import Call
+from serving.priority_pool import PriorityPool
 
 
 class ClipDecoder:
@@ -21,7 +25,7 @@ class ClipDecoder:
 
     def __init__(self, workers: int, limits: DecodeLimits) -> None:
         self._limits = limits
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self._pool = PriorityPool(workers, "decode")
         self._waiting = 0
 
     @property
@@ -37,9 +41,10 @@ class ClipDecoder:
             DeadlineError: The call's deadline passed.
         """
         views = np.empty((len(clips), *spec.view_shape), dtype=np.uint8)
-        loop = asyncio.get_running_loop()
         jobs = [
-            loop.run_in_executor(self._pool, self._into, views[v : v + 1], clip, spec, call)
+            asyncio.wrap_future(
+                self._pool.submit(call.priority, partial(self._into, views[v : v + 1], clip, spec, call))
+            )
             for v, clip in enumerate(clips)
         ]
         for job in jobs:
@@ -57,7 +62,7 @@ class ClipDecoder:
 
     def close(self) -> None:
         """Wait for running work and end the threads."""
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.close()
 
     def _done(self, _: asyncio.Future[None]) -> None:
         self._waiting -= 1

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mvfoul.artifact import Artifact
-from mvfoul.errors import DeadlineError, RequestError
+from mvfoul.errors import DeadlineError, RequestError, UnknownModelError
 from mvfoul.prediction import Prediction, make_prediction
 from mvfoul.video import DecodeLimits
 from serving.admission import Admission
 from serving.backend import Scored
-from serving.call import Call
+from serving.call import BULK, Call
 from serving.decoding import ClipDecoder
 from serving.generation import Generation, Role, Router
 from serving.graphs import Scores
@@ -37,6 +37,8 @@ class EngineSettings:
 
     decode_workers: int
     max_in_flight: int
+    max_request_s: float = 60.0
+    """From admission to answer, whatever the client's deadline is."""
     abstain_below: float
     decode: DecodeLimits = field(default_factory=DecodeLimits)
     sessions: SessionLimits = field(default_factory=SessionLimits)
@@ -91,6 +93,12 @@ class Engine:
         """
         if call.action_id and (session := self.sessions.find(call)):
             # Whatever was swapped since: features of two artifacts do not go together.
+            own = session.generation.artifact.version
+            if call.version not in ("", own):
+                raise UnknownModelError(
+                    f"the session {call.action_id[:64]!r} began with version {own} and is answered by it to its end; "
+                    f"for version {call.version[:64]!r} take another action_id."
+                )
             return session.generation
         if call.version:
             return self.router.named(call.version)
@@ -109,20 +117,23 @@ class Engine:
             RequestError: There are no views, too many, or they have another shape than the artifact's.
             InvalidClipError: Clips are unusable; the message has the number and the reason of each.
             OverloadedError: Too many requests are in flight.
-            DeadlineError: The call's deadline passed.
+            DeadlineError: The call's deadline passed, or `max_request_s`.
         """
         generation = generation or self.route(call)
         if isinstance(inputs, np.ndarray) and inputs.shape[1:] != generation.clip.view_shape:
             raise RequestError(f"a view has shape {inputs.shape[1:]}; expected {generation.clip.view_shape}.")
         _check_view_count(len(inputs), generation, at_least=0 if call.action_id else 1)
-        with self.admission.admitted(call.client, call.max_in_flight), generation.in_use():
+        bulk = call.priority >= BULK
+        latest = time.monotonic() + self.settings.max_request_s
+        call.deadline = latest if call.deadline is None else min(call.deadline, latest)
+        with self.admission.admitted(call.client, call.max_in_flight, bulk=bulk), generation.in_use():
             try:
                 async with asyncio.timeout(call.remaining_s()):
                     return await self._answer(inputs, call, generation)
             except TimeoutError as error:
                 raise DeadlineError(
-                    f"no answer within the request's deadline ({time.perf_counter() - call.started:.3f} s on the "
-                    "server); allow more time or send fewer views."
+                    f"no answer within the request's deadline or the server's own ({self.settings.max_request_s:g} s); "
+                    f"it was here for {time.perf_counter() - call.started:.3f} s. Allow more time or send fewer views."
                 ) from error
 
     async def idle(self, timeout_s: float) -> None:

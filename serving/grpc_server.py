@@ -20,13 +20,16 @@ from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
 from mvfoul.errors import ConfigError, MVFoulError, RequestError
 from serving.access import Access
+from serving.admission import Admission
 from serving.call import TRANSPORT, Transport
+from serving.config import ServeConfig
 from serving.dataplane import FoulDataPlane
 from serving.door import Client, Door, Shown, check_request_bytes
 from serving.observer import Observer
 from serving.request_id import REQUEST_ID_HEADER, as_header, choose_request_id
 from serving.status import INTERNAL, message_of, status_of
 from serving.unreadable import UnreadableInterceptor
+from serving.uploads import UploadInterceptor
 
 log = logging.getLogger("mvfoul.serving")
 
@@ -121,7 +124,7 @@ class DoorInterceptor(AsyncServerInterceptor):
 
 
 def build_grpc_server(
-    servicer: FoulServicer, address: str, access: Access, *, max_request_bytes: int
+    servicer: FoulServicer, address: str, access: Access, config: ServeConfig
 ) -> tuple[grpc.aio.Server, int]:
     """Return a server that is bound to `address` ("host:port") but not started, and its port.
 
@@ -129,9 +132,14 @@ def build_grpc_server(
         ConfigError: The address cannot be bound.
     """
     server = grpc.aio.server(
-        interceptors=(StatusInterceptor(), UnreadableInterceptor(servicer.observer), DoorInterceptor(access.door)),
+        interceptors=(
+            StatusInterceptor(),
+            UploadInterceptor(servicer.observer, Admission(config.max_in_flight)),
+            UnreadableInterceptor(servicer.observer),
+            DoorInterceptor(access.door),
+        ),
         options=[
-            ("grpc.max_receive_message_length", max_request_bytes),
+            ("grpc.max_receive_message_length", config.max_request_bytes),
             # Without this, a second server on the same port starts and takes half of the requests.
             ("grpc.so_reuseport", 0),
             # Who connects and says nothing is let go; the library's own two minutes let a few clients take all files.
@@ -177,8 +185,8 @@ def _value(parameter: pb.InferParameter) -> Any:
 
 
 def _host(peer: str) -> str:
-    """Return "127.0.0.1" for "ipv4:127.0.0.1:50312" and "[::1]" for "ipv6:[::1]:50312"."""
-    return unquote(peer).partition(":")[2].rpartition(":")[0]
+    """Return "127.0.0.1" for "ipv4:127.0.0.1:50312" and "::1" for "ipv6:[::1]:50312", as over REST."""
+    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 
 def _check_layout(request: pb.ModelInferRequest) -> None:

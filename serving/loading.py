@@ -16,6 +16,7 @@ from serving.call import Call
 from serving.config import ServeConfig
 from serving.generation import Generation, Role
 from serving.graphs import ArtifactGraphs, OnnxGraphs
+from serving.priority_pool import PriorityPool
 
 if TYPE_CHECKING:
     from serving.triton.connection import Connection
@@ -37,8 +38,8 @@ class Loader(Protocol):
         """
 
 
-def load_here(config: ServeConfig, directory: Path, role: Role) -> Generation:
-    """Load an artifact into this process; blocks.
+def load_here(config: ServeConfig, directory: Path, role: Role, line: PriorityPool) -> Generation:
+    """Load an artifact into this process, its graphs on the thread of `line`; blocks.
 
     Raises:
         ArtifactError: It is damaged or computes something else than at export.
@@ -48,18 +49,19 @@ def load_here(config: ServeConfig, directory: Path, role: Role) -> Generation:
     graphs = _graphs(artifact, config)
     graphs.self_test(artifact)
     log.info("%s artifact %s (%s) passed its self-test in %s", role, directory, artifact.version, graphs.name)
-    return Generation(artifact, LocalBackend(graphs), role)
+    return Generation(artifact, LocalBackend(graphs, line), role)
 
 
 class LocalLoader:
     """Into this process, beside what is served."""
 
-    def __init__(self, config: ServeConfig) -> None:
+    def __init__(self, config: ServeConfig, line: PriorityPool) -> None:
         self._config = config
+        self._line = line
 
     async def load(self, directory: Path, role: Role) -> Generation:
         """See `Loader`."""
-        return await asyncio.to_thread(load_here, self._config, directory, role)
+        return await asyncio.to_thread(load_here, self._config, directory, role, self._line)
 
 
 class TritonLoader:

@@ -17,6 +17,7 @@ from serving.generation import Generation, Router
 from serving.loading import Loader, LocalLoader, TritonLoader
 from serving.metrics import Metrics
 from serving.observer import Observer
+from serving.priority_pool import PriorityPool
 from serving.readiness import Readiness
 from serving.sessions import SessionLimits
 from serving.shadow import Shadow
@@ -44,9 +45,13 @@ class Parts:
             await asyncio.to_thread(self.tracing.close)
 
 
-def embedded(config: ServeConfig, generation: Generation) -> Parts:
-    """Return the parts of a server that computes in this process."""
-    return _assemble(config, _metrics(config), generation, LocalLoader(config), _nothing)
+def embedded(config: ServeConfig, generation: Generation, line: PriorityPool) -> Parts:
+    """Return the parts of a server that computes in this process, all its graphs on the thread of `line`."""
+
+    async def close_line() -> None:
+        await asyncio.to_thread(line.close)
+
+    return _assemble(config, _metrics(config), generation, LocalLoader(config, line), close_line)
 
 
 def transformer(config: ServeConfig, artifact: Artifact) -> Parts:
@@ -89,6 +94,7 @@ def engine_settings(config: ServeConfig) -> EngineSettings:
     return EngineSettings(
         decode_workers=config.decode_workers or available_cpus(),
         max_in_flight=config.max_in_flight,
+        max_request_s=config.max_request_s,
         abstain_below=config.abstain_below,
         decode=DecodeLimits(
             max_bytes=config.max_request_bytes,
@@ -110,7 +116,3 @@ def _tracing(config: ServeConfig) -> Tracing | None:
     from serving.tracing import OpenTelemetry
 
     return OpenTelemetry(config.trace_endpoint, config.trace_ratio)
-
-
-async def _nothing() -> None:
-    """Close nothing: the embedded server's generations share nothing."""

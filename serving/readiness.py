@@ -78,10 +78,18 @@ class Readiness:
         generation = self._engine.router.primary
         call = Call(request_id="self-test", priority=_FIRST, deadline=self._tested + self._timeout_s)
         try:
-            with generation.in_use():
-                await self_test(generation.backend, generation.artifact, call)
-        except OverloadedError:
-            return  # busy is not ill
+            # The deadline alone ends no computation that has begun, and none that hangs.
+            async with asyncio.timeout(self._timeout_s):
+                with generation.in_use():
+                    await self_test(generation.backend, generation.artifact, call)
+        except OverloadedError as error:
+            if self._answers_within(self._timeout_s):
+                return  # busy is not ill
+            self._fail(ServiceError(f"no room for the self-test and no answer for {self._timeout_s:g} s: {error}"))
+        except TimeoutError:
+            if self._answers_within(self._timeout_s):
+                return
+            self._fail(ServiceError(f"the self-test had no answer within {self._timeout_s:g} s."))
         except MVFoulError as error:
             self._fail(error)
         except Exception as error:
@@ -90,6 +98,10 @@ class Readiness:
             self._fail(ServiceError(f"the self-test broke: {error!r}"))
         else:
             self._pass()
+
+    def _answers_within(self, seconds: float) -> bool:
+        """Return whether a request was answered lately."""
+        return self._engine.last_answer > time.monotonic() - seconds
 
     async def _pause(self) -> None:
         # At least a second between tests, however many requests doubt.

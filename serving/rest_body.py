@@ -17,6 +17,9 @@ from serving.protocol import Tensor
 _MAX_NODES = 1_000_000
 """JSON lists and objects in one request, some 60 bytes of memory each. Five nested views of 50 frames have 170,000."""
 
+_MAX_COMMAS = 13_000_000
+"""Of all kinds. Five views of 16x3x224x224 as numbers have 12,000,000; while they are parsed nothing else runs."""
+
 JSON_LENGTH_HEADER = "inference-header-content-length"
 
 
@@ -88,6 +91,8 @@ def _load(text: bytes) -> Any:
         raise RequestError(
             f"the JSON has {nodes} lists and objects, more than {_MAX_NODES}; send raw tensors, or gRPC."
         )
+    if (commas := text.count(b",")) > _MAX_COMMAS:
+        raise RequestError(f"the JSON has {commas} commas, more than {_MAX_COMMAS}; send raw tensors, or gRPC.")
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -237,7 +237,7 @@ def _reload(swap: Callable[[], Awaitable[dict[str, str]]]) -> Callable[[], Await
         try:
             return JSONResponse(await swap())
         except MVFoulError as error:
-            return JSONResponse({"error": f"refused, what was on duty stays: {error}"}, status_code=409)
+            return JSONResponse({"error": f"refused: {error}"}, status_code=409)
 
     return reload
 

@@ -72,9 +72,7 @@ class FoulServer(ModelServer):  # type: ignore[misc]  # kserve has no types
         config, observer, access = self._config, self._parts.observer, self._access
         servicer = FoulServicer(self.dataplane, self.model_repository_extension, observer, access.door)
         address = _address(config.host, config.grpc_port)
-        grpc_server, grpc_port = build_grpc_server(
-            servicer, address, access, max_request_bytes=config.max_request_bytes
-        )
+        grpc_server, grpc_port = build_grpc_server(servicer, address, access, config)
         endpoint = InferEndpoint(self.dataplane, observer, access.door, config)
         swap = self._reload if config.admin else None
         app = build_app(endpoint, self.dataplane, self.model_repository_extension, access.door, swap=swap)
@@ -167,6 +165,7 @@ def _reloads_on_hangup(reload: Callable[[], Awaitable[object]]) -> Iterator[None
         yield
     finally:
         loop.remove_signal_handler(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # while requests drain, too
         for task in tuple(tasks):
             task.cancel()
 

@@ -102,7 +102,8 @@ class SessionStore:
         """Yield the session that the call names; a new one belongs to `generation`. It keeps what it got in there.
 
         Raises:
-            OverloadedError: There are too many sessions. Those of other clients are never evicted for it.
+            OverloadedError: There are too many sessions. Those of other clients are never evicted for it, nor those
+                with a request in progress.
         """
         session = self.find(call)
         if session is None:
@@ -125,7 +126,13 @@ class SessionStore:
     def _make_room(self, client: str) -> None:
         own = [session for session in self._sessions.values() if session.key[0] == client]
         if len(own) >= self.limits.max_per_client:
-            self._end(own[0], EVICTED)
+            oldest = next((session for session in own if not session.requests), None)
+            if oldest is None:
+                raise OverloadedError(
+                    f"this client has {len(own)} sessions with requests in progress, which is its limit. Wait for an "
+                    "answer, or send all views of the action in one request without action_id."
+                )
+            self._end(oldest, EVICTED)
         elif len(self._sessions) >= self.limits.max_sessions:
             raise OverloadedError(
                 f"{len(self._sessions)} sessions are open, which is this server's limit. Send all views of the action "

@@ -1,8 +1,8 @@
 """Shadow mode: a second artifact gets a copy of the live requests; only whether it agrees leaves the server.
 
-It never delays or changes an answer: it starts after it, at the lowest priority, and while it is busy further requests
-pass it by, counted as dropped. Requests of a session are not copied (the shadow would need all views anew), nor what
-the canary answered.
+It changes no answer: it starts after it, at the lowest priority, and while it is busy further requests pass it by,
+counted as dropped. A later request waits at most for the one clip or batch of the shadow's that has begun. Requests of
+a session are not copied (the shadow would need all views anew), nor what the canary answered.
 """
 
 from __future__ import annotations
@@ -75,6 +75,10 @@ class Shadow:
             )
         except MVFoulError as error:
             log.warning("shadow artifact %s failed: %s", generation.artifact.version, error)
+            self._observe(FAILED, None, answer.prediction)
+        except Exception:
+            # An engine's own exception, or a bug: nobody else would hear of it.
+            log.exception("shadow artifact %s failed", generation.artifact.version)
             self._observe(FAILED, None, answer.prediction)
         else:
             self._observe(COMPARED, shadow, answer.prediction)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 from mvfoul.artifact import load_artifact
@@ -9,6 +10,7 @@ from serving.access import make_access
 from serving.config import ServeConfig
 from serving.json_log import configure_logging
 from serving.loading import load_here
+from serving.priority_pool import PriorityPool
 
 
 def run(config: ServeConfig) -> None:
@@ -18,10 +20,13 @@ def run(config: ServeConfig) -> None:
         ArtifactError: The artifact is damaged or fails its self-test.
         ConfigError: An address cannot be bound.
     """
+    # Until somebody listens to it, and after that: a hang-up asks for a reload and never ends the server.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     configure_logging(config.log_level, config.log_format)
     access = make_access(config)
     if config.triton is None:
-        generation = load_here(config, config.artifact, "primary")
+        line = PriorityPool(1, "graphs")
+        generation = load_here(config, config.artifact, "primary", line)
     else:
         # Triton itself is asked once the probes are answered: it may start later than this process.
         artifact = load_artifact(config.artifact)
@@ -30,5 +35,5 @@ def run(config: ServeConfig) -> None:
     from serving.parts import embedded, transformer
     from serving.server import FoulServer
 
-    parts = embedded(config, generation) if config.triton is None else transformer(config, artifact)
+    parts = embedded(config, generation, line) if config.triton is None else transformer(config, artifact)
     FoulServer(config, parts, access).start()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mvfoul.artifact import Artifact, read_manifest, version_of
-from mvfoul.errors import MVFoulError
+from mvfoul.errors import MVFoulError, ServiceError
 from serving.engine import Engine
 from serving.generation import Generation, Role
 from serving.loading import Loader
@@ -60,7 +60,7 @@ class Swapper:
         """Read all directories again and put on duty what is new there; returns the versions on duty by role.
 
         Raises:
-            MVFoulError: An artifact is refused. What was on duty in its role stays.
+            MVFoulError: An artifact is refused. What was on duty in its role stays, and in those not yet looked at.
         """
         async with self._lock:
             try:
@@ -68,11 +68,24 @@ class Swapper:
                 await self._load_canary()
                 await self._load_shadow()
             except MVFoulError as error:
-                self.observe("refused")
-                log.warning("swap refused, what is on duty stays: %s", error)
+                self._refused(error)
                 raise
+            except Exception as error:
+                # A disk's or an engine's own exception: it is refused like any other, and says so.
+                log.exception("the swap broke")
+                self._refused(error)
+                raise ServiceError(f"the artifact could not be loaded: {error!r}") from error
             self.observe("ok")
             return self.versions()
+
+    def _refused(self, error: Exception) -> None:
+        self.observe("refused")
+        # Roles before the refused one may have changed, and stay so.
+        log.warning("swap refused: %s On duty: %s", error, self.on_duty())
+
+    def on_duty(self) -> str:
+        """Return the versions on duty by role, for people."""
+        return ", ".join(f"{role} {version}" for role, version in self.versions().items())
 
     def artifacts(self) -> dict[str, Artifact]:
         """Return the artifacts on duty by role."""

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+import serving.decoding
 from mvfoul.errors import DeadlineError, InvalidClipError, OverloadedError, RequestError
-from serving.backend import LocalBackend
 from serving.call import BULK, LIVE, Call
 from serving.engine import Engine, EngineSettings
 from serving.generation import Generation, Router
 from serving.graphs import OnnxGraphs
 from serving.metrics import Metrics
+from tests.serving.alone import AloneBackend
 
 SETTINGS = EngineSettings(decode_workers=2, max_in_flight=2, abstain_below=0.5)
 
@@ -49,7 +50,7 @@ def engine(artifact, graphs):
 
 
 def _engine(artifact, graphs, settings):
-    return Engine(Router(Generation(artifact, LocalBackend(graphs))), settings)
+    return Engine(Router(Generation(artifact, AloneBackend(graphs))), settings)
 
 
 def _run(engine, scenario):
@@ -228,3 +229,60 @@ def test_live_requests_overtake_bulk_requests(artifact, graphs, views):
 
     _run(engine, scenario())
     assert order == [1, 3, 3, 2, 2]
+
+
+def test_bulk_requests_leave_places_to_live_ones(artifact, graphs, views):
+    engine = _engine(artifact, graphs, EngineSettings(decode_workers=1, max_in_flight=4, abstain_below=0.5))
+
+    async def scenario():
+        bulk = [asyncio.create_task(engine.answer(views[:1], Call(priority=BULK))) for _ in range(3)]
+        await _until(lambda: engine.in_flight == 3)
+        with pytest.raises(OverloadedError, match="limit for bulk requests"):
+            await engine.answer(views[:1], Call(priority=BULK))
+        live = asyncio.create_task(engine.answer(views[:1], Call(priority=LIVE)))
+        await _until(lambda: engine.in_flight == 4)
+        graphs.gate.set()
+        await asyncio.gather(live, *bulk)
+
+    _run(engine, scenario())
+
+
+def test_clips_of_live_requests_are_decoded_before_waiting_bulk_ones(artifact, graphs, clips, monkeypatch):
+    engine = _engine(artifact, graphs, EngineSettings(decode_workers=1, max_in_flight=8, abstain_below=0.5))
+    graphs.gate.set()
+    gate, decoded = threading.Event(), []
+    decode = serving.decoding.decode_clip
+
+    def held(clip, *args, **kwargs):
+        assert gate.wait(30)
+        decoded.append(clips.index(clip))
+        return decode(clip, *args, **kwargs)
+
+    monkeypatch.setattr(serving.decoding, "decode_clip", held)
+
+    async def scenario():
+        asked = []
+        for clip, priority in ((0, BULK), (1, BULK), (2, LIVE)):
+            asked.append(asyncio.create_task(engine.answer(clips[clip : clip + 1], Call(priority=priority))))
+            await _until(lambda: engine.decoder.depth == len(asked))
+        gate.set()
+        await asyncio.gather(*asked)
+
+    _run(engine, scenario())
+    assert decoded == [0, 2, 1]
+
+
+@pytest.mark.parametrize("own_s", [None, 3600.0])
+def test_no_request_keeps_its_place_for_longer_than_the_server_allows(artifact, graphs, views, own_s):
+    """A backend that hangs, and a client that would wait for ever."""
+    settings = EngineSettings(decode_workers=1, max_in_flight=1, max_request_s=0.2, abstain_below=0.5)
+    engine = _engine(artifact, graphs, settings)
+
+    async def scenario():
+        deadline = None if own_s is None else time.monotonic() + own_s
+        with pytest.raises(DeadlineError, match=r"the server's own \(0\.2 s\)"):
+            await engine.answer(views[:1], Call(deadline=deadline))
+        assert engine.in_flight == 0
+        graphs.gate.set()
+
+    _run(engine, scenario())

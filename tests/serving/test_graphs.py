@@ -16,6 +16,7 @@ from serving.config import ServeConfig
 from serving.graphs import OnnxGraphs
 from serving.loading import load_here
 from serving.openvino_graphs import OpenVinoGraphs
+from serving.priority_pool import PriorityPool
 
 
 @pytest.fixture
@@ -131,12 +132,17 @@ def test_openvino_refuses_a_file_that_is_no_graph_by_name(copy):
 def test_openvino_that_is_not_installed_is_named_with_its_extra(artifact, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ConfigError, match=r"--engine openvino.*vars-platform\[openvino\]"):
-        load_here(ServeConfig(artifact=artifact.directory, engine="openvino"), artifact.directory, "primary")
+        load_here(
+            ServeConfig(artifact=artifact.directory, engine="openvino"),
+            artifact.directory,
+            "primary",
+            PriorityPool(1, "graphs"),
+        )
 
 
 def test_the_engine_asked_for_is_the_one_that_is_loaded(artifact):
     for name, kind in (("onnxruntime", OnnxGraphs), ("openvino", OpenVinoGraphs)):
         config = ServeConfig(artifact=artifact.directory, engine=name, threads=1)
-        backend = load_here(config, artifact.directory, "primary").backend
+        backend = load_here(config, artifact.directory, "primary", PriorityPool(1, "graphs")).backend
         asyncio.run(backend.aclose())
         assert type(backend._graphs) is kind

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import pytest
 
 from mvfoul.errors import ArtifactError, OverloadedError, UnavailableError
-from serving.backend import LocalBackend, Scored
+from serving.backend import Scored
 from serving.call import Call
 from serving.engine import Engine, EngineSettings
 from serving.generation import Generation, Router
 from serving.graphs import OnnxGraphs, Scores
 from serving.readiness import Readiness
+from tests.serving.alone import AloneBackend
 
 SETTINGS = EngineSettings(decode_workers=1, max_in_flight=4, abstain_below=0.5)
 
 
-class SickBackend(LocalBackend):
+class SickBackend(AloneBackend):
     """The real one, with an illness that can be given to it and cured."""
 
     def __init__(self, graphs):
@@ -110,13 +112,21 @@ def test_a_backend_that_hangs_is_not_ready(run, backend):
     run(scenario, timeout_s=0.3)
 
 
-def test_a_busy_backend_stays_ready(run, backend):
-    async def scenario(_, readiness):
-        backend.illness, before = OverloadedError("full"), backend.calls
-        await until(lambda: backend.calls > before + 2)
-        return readiness.ready
+def test_a_full_backend_stays_ready_as_long_as_it_answers(run, backend):
+    async def scenario(engine, readiness):
+        backend.illness = OverloadedError("full")
+        for _ in range(5):
+            engine.last_answer, before = time.monotonic(), backend.calls
+            await readiness.test()
+            assert backend.calls > before
+            assert readiness.ready
+        engine.last_answer = time.monotonic() - 6
+        await readiness.test()
+        return readiness.ready, str(readiness.failure)
 
-    assert run(scenario)
+    ready, failure = run(scenario, interval_s=60, timeout_s=5)
+    assert not ready, "it takes nothing and answers nothing"
+    assert "no answer for 5 s: full" in failure
 
 
 def test_answers_are_proof_enough_so_that_nothing_is_sent_on_top(run, backend, views):
@@ -143,7 +153,7 @@ def test_the_self_test_overtakes_waiting_requests(artifact, views):
             return super().encode(batch)
 
     async def scenario():
-        engine = Engine(Router(Generation(artifact, LocalBackend(Ordered(artifact, threads=1)))), SETTINGS)
+        engine = Engine(Router(Generation(artifact, AloneBackend(Ordered(artifact, threads=1)))), SETTINGS)
         readiness = Readiness(engine, interval_s=1, timeout_s=30)
         asked = [asyncio.create_task(engine.answer(views[:1], Call())) for _ in range(3)]
         await until(lambda: engine.router.primary.backend.depth == 3)
@@ -157,3 +167,28 @@ def test_the_self_test_overtakes_waiting_requests(artifact, views):
     asyncio.run(asyncio.wait_for(scenario(), 60))
     golden = len(artifact.golden()["VIEWS"])
     assert order == [1, golden, 1, 1]
+
+
+def test_a_computation_that_never_ends_is_not_ready(artifact):
+    """Its thread cannot be ended: only the wait for it can."""
+    gate = threading.Event()
+
+    class Stuck(OnnxGraphs):
+        def encode(self, batch):
+            assert gate.wait(30)
+            return super().encode(batch)
+
+    async def scenario():
+        engine = Engine(Router(Generation(artifact, AloneBackend(Stuck(artifact, threads=1)))), SETTINGS)
+        readiness = Readiness(engine, interval_s=1, timeout_s=0.2)
+        await readiness.test()
+        verdict, failure = readiness.ready, str(readiness.failure)
+        gate.set()
+        while not readiness.ready:  # or it never ends
+            await readiness.test()
+        await engine.aclose()
+        return verdict, failure
+
+    verdict, failure = asyncio.run(asyncio.wait_for(scenario(), 60))
+    assert not verdict
+    assert "no answer within 0.2 s" in failure

@@ -21,6 +21,7 @@ from mvfoul.errors import ArtifactError, MVFoulError, OverloadedError, ServiceEr
 from serving.client import FoulClient
 from serving.config import ServeConfig
 from serving.loading import load_here
+from serving.priority_pool import PriorityPool
 
 
 def outcome(client, clips):
@@ -64,7 +65,7 @@ def test_a_failing_self_test_keeps_the_server_from_starting(run_module, tiny_art
 
 def test_a_directory_that_is_no_artifact_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match="python -m export"):
-        load_here(ServeConfig(artifact=tmp_path), tmp_path, "primary")
+        load_here(ServeConfig(artifact=tmp_path), tmp_path, "primary", PriorityPool(1, "graphs"))
 
 
 @pytest.mark.parametrize(("flag", "other"), [("--http-port", "--grpc-port"), ("--grpc-port", "--http-port")])

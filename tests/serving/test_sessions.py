@@ -7,13 +7,13 @@ import asyncio
 import numpy as np
 import pytest
 
-from mvfoul.errors import InvalidClipError, OverloadedError, RequestError
-from serving.backend import LocalBackend
+from mvfoul.errors import InvalidClipError, OverloadedError, RequestError, UnknownModelError
 from serving.call import Call
 from serving.engine import Engine, EngineSettings
 from serving.generation import Generation, Router
 from serving.graphs import OnnxGraphs
 from serving.sessions import SessionLimits, SessionStore
+from tests.serving.alone import AloneBackend
 
 
 class CountingGraphs(OnnxGraphs):
@@ -42,7 +42,7 @@ def run(artifact, graphs):
             settings = EngineSettings(
                 decode_workers=2, max_in_flight=8, abstain_below=0.5, sessions=SessionLimits(**limits)
             )
-            engine = Engine(Router(Generation(artifact, LocalBackend(graphs))), settings)
+            engine = Engine(Router(Generation(artifact, AloneBackend(graphs))), settings)
             try:
                 return await scenario(engine)
             finally:
@@ -184,6 +184,31 @@ def test_a_client_over_its_limit_loses_its_oldest_session_and_nobody_elses(run, 
     assert run(scenario, max_per_client=2) == (["evicted"], [2, 2], 3)
 
 
+def test_a_session_with_a_request_in_progress_is_never_evicted(run, clips):
+    async def scenario(engine):
+        generation = engine.router.primary
+        await engine.answer(clips[:1], call("b"))
+        with engine.sessions.opened(call("a"), generation):
+            await engine.answer(clips[:1], call("c"))  # in the place of "b"
+            with engine.sessions.opened(call("c"), generation), pytest.raises(OverloadedError, match="in progress"):
+                await engine.answer(clips[:1], call("d"))
+            return [engine.sessions.find(call(name)) is not None for name in "abc"]
+
+    assert run(scenario, max_per_client=2) == [True, False, True]
+
+
+def test_a_session_refuses_another_version_than_its_own(run, artifact, clips):
+    async def scenario(engine):
+        await engine.answer(clips[:1], call())
+        own, other = call(), call()
+        own.version, other.version = artifact.version, "0" * 12
+        assert engine.route(own) is engine.router.primary
+        with pytest.raises(UnknownModelError, match=f"began with version {artifact.version}"):
+            engine.route(other)
+
+    run(scenario)
+
+
 def test_a_full_store_refuses_new_sessions_and_serves_those_that_are_there(run, clips):
     async def scenario(engine):
         await engine.answer(clips[:1], call("a"))
@@ -200,7 +225,7 @@ def test_a_session_expires_after_its_last_request(artifact, graphs):
     now = [0.0]
 
     async def scenario():
-        generation = Generation(artifact, LocalBackend(graphs))
+        generation = Generation(artifact, AloneBackend(graphs))
         store = SessionStore(SessionLimits(ttl_s=10), clock=lambda: now[0])
         ends = []
         store.on_end = ends.append

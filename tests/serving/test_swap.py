@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import shutil
 import signal
 import threading
@@ -13,8 +14,7 @@ import numpy as np
 import pytest
 
 from mvfoul.artifact import ENCODER, load_artifact
-from mvfoul.errors import ArtifactError, UnknownModelError
-from serving.backend import LocalBackend
+from mvfoul.errors import ArtifactError, ServiceError, UnknownModelError
 from serving.call import Call
 from serving.client import FoulClient
 from serving.config import ServeConfig
@@ -22,8 +22,10 @@ from serving.engine import Engine, EngineSettings
 from serving.generation import Generation, Router
 from serving.graphs import OnnxGraphs
 from serving.loading import LocalLoader, load_here
+from serving.priority_pool import PriorityPool
 from serving.shadow import COMPARED, DROPPED, FAILED, Shadow
 from serving.swap import Directories, Swapper
+from tests.serving.alone import AloneBackend
 
 SETTINGS = EngineSettings(decode_workers=2, max_in_flight=32, abstain_below=0.5)
 
@@ -47,12 +49,12 @@ def run(directory):
 
     def run(scenario, *, canary_share=0.0, **directories):
         async def closing():
-            config = ServeConfig(artifact=directory, threads=1)
-            router = Router(load_here(config, directory, "primary"), canary_share=canary_share)
+            config, line = ServeConfig(artifact=directory, threads=1), PriorityPool(1, "graphs")
+            router = Router(load_here(config, directory, "primary", line), canary_share=canary_share)
             engine = Engine(router, SETTINGS)
             swapper = Swapper(
                 engine,
-                LocalLoader(config),
+                LocalLoader(config, line),
                 Directories(directory, **directories),
                 lambda generation: Shadow(engine, generation, lambda *_: None),
             )
@@ -62,6 +64,7 @@ def run(directory):
             finally:
                 await swapper.aclose()
                 await engine.aclose()
+                line.close()
 
         return asyncio.run(closing())
 
@@ -138,6 +141,25 @@ def test_a_damaged_artifact_is_refused_and_the_old_one_stays(run, directory, sec
     assert answered == version
 
 
+def test_what_breaks_while_it_loads_is_refused_and_counted_like_what_is_refused(run, directory, second_artifact):
+    async def scenario(engine, swapper):
+        old, outcomes = engine.artifact.version, []
+        swapper.observe = outcomes.append
+        replace(directory, second_artifact)
+
+        async def full(_directory, _role):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        swapper._loader.load = full
+        with pytest.raises(ServiceError, match="No space left on device"):
+            await swapper.swap()
+        return old, engine.artifact.version, outcomes
+
+    old, now, outcomes = run(scenario)
+    assert now == old
+    assert outcomes == ["refused"]
+
+
 def test_an_artifact_that_has_not_changed_is_not_loaded_again(run):
     async def scenario(engine, swapper):
         before = engine.router.primary
@@ -186,8 +208,8 @@ class Shadowed:
 
     def __init__(self, artifact, other):
         self.seen = []
-        self.engine = Engine(Router(Generation(artifact, LocalBackend(OnnxGraphs(artifact, threads=1)))), SETTINGS)
-        generation = Generation(other, LocalBackend(OnnxGraphs(other, threads=1)), "shadow")
+        self.engine = Engine(Router(Generation(artifact, AloneBackend(OnnxGraphs(artifact, threads=1)))), SETTINGS)
+        generation = Generation(other, AloneBackend(OnnxGraphs(other, threads=1)), "shadow")
         self.shadow = Shadow(self.engine, generation, lambda *seen: self.seen.append(seen))
 
     async def aclose(self):

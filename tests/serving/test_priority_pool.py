@@ -1,4 +1,4 @@
-"""The line in front of the graphs: urgent first, cancelled never, deadlines kept."""
+"""The line in front of graphs and decoders: urgent first, cancelled never, deadlines kept."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 
 from mvfoul.errors import DeadlineError
 from serving.call import BULK, LIVE, Call
-from serving.graph_thread import GraphThread
+from serving.priority_pool import PriorityPool
 
 
 @pytest.fixture
 def thread():
-    made = GraphThread()
+    made = PriorityPool(1, "test")
     yield made
     made.close()
 
@@ -91,3 +91,23 @@ def test_the_loop_can_wait_for_a_job(thread):
         return await asyncio.wrap_future(thread.submit(LIVE, lambda: 7))
 
     assert asyncio.run(ask()) == 7
+
+
+def test_several_threads_run_side_by_side_and_urgent_jobs_still_overtake():
+    pool, gate, both = PriorityPool(2, "test"), threading.Event(), threading.Barrier(3)
+    done = []
+
+    def hold():
+        both.wait(30)
+        assert gate.wait(30)
+
+    held = [pool.submit(LIVE, hold) for _ in range(2)]
+    both.wait(30)  # both run at once, or this breaks
+    jobs = [pool.submit(priority, lambda p=priority: done.append(p)) for priority in (BULK, BULK, LIVE)]
+    assert pool.depth == 5
+    gate.set()
+    for job in (*held, *jobs):
+        job.result(30)
+    assert done[0] == LIVE
+    pool.close()
+    assert pool.depth == 0

@@ -1,4 +1,7 @@
-"""One thread that runs jobs one after the other, urgent ones first; a cancelled job that has not begun never runs."""
+"""Threads that run jobs, urgent ones first; a cancelled job that has not begun never runs.
+
+`ThreadPoolExecutor` knows no priority.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,20 @@ T = TypeVar("T")
 _Job = tuple[int, int, "Future[Any]", Callable[[], Any]]
 
 
-class GraphThread:
-    """A graph uses all its threads for each call, so calls stand in line; `ThreadPoolExecutor` knows no priority."""
+class PriorityPool:
+    """With one thread: a line. A graph uses all its threads for each call, so calls of graphs stand in one."""
 
-    def __init__(self, name: str = "graphs") -> None:
+    def __init__(self, workers: int, name: str) -> None:
         self._jobs: list[_Job] = []
         self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._closed = False
         self._busy = 0
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True) for number in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def depth(self) -> int:
@@ -36,34 +42,36 @@ class GraphThread:
         future: Future[T] = Future()
         with self._changed:
             if self._closed:
-                raise RuntimeError("the graph thread is closed")
+                raise RuntimeError("the pool is closed")
             heapq.heappush(self._jobs, (priority, next(self._numbers), future, job))
             self._changed.notify()
         return future
 
     def close(self) -> None:
-        """Cancel what waits, finish what runs, end the thread."""
+        """Cancel what waits, finish what runs, end the threads."""
         with self._changed:
             self._closed = True
             for _, _, future, _ in self._jobs:
                 future.cancel()
             self._jobs.clear()
-            self._changed.notify()
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._busy = 0
                 while not self._jobs and not self._closed:
                     self._changed.wait()
                 if not self._jobs:
                     return
                 _, _, future, job = heapq.heappop(self._jobs)
-                self._busy = 1
+                self._busy += 1
             if future.set_running_or_notify_cancel():
                 _settle(future, job)
+            with self._changed:
+                self._busy -= 1
 
 
 def _settle(future: Future[Any], job: Callable[[], Any]) -> None:
