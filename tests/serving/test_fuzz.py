@@ -11,7 +11,6 @@ import struct
 import time
 from collections import Counter
 from contextlib import ExitStack
-from pathlib import Path
 from random import Random
 
 import grpc
@@ -22,22 +21,24 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from serving.client import FoulClient
-from tests.serving.fuzz_cases import Cases, forged_index, many_frames, mutated, vp8_of_claimed_size
+from tests.serving.fuzz_cases import Cases, forged_index, many_frames, vp8_of_claimed_size
+from tests.serving.fuzz_runs import (
+    GRPC_STATUSES,
+    HTTP_STATUSES,
+    PATH,
+    fuzz_grpc,
+    fuzz_rest,
+    peak_bytes,
+    refused,
+    send_unreadable,
+    status_of,
+)
 
-# DEADLINE_EXCEEDED and 504 for those whose parameter timeout asks for it.
-GRPC_STATUSES = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"}
-HTTP_STATUSES = {200, 400, 404, 413, 429, 504}
 CASES = {"grpc": 2000, "unreadable": 800, "rest": 2100, "session": 150}
+"""5,050 requests; the bombs and traps that have a name, and those of `test_fuzz_transformer.py`, come on top."""
 MAX_GROWTH_BYTES = 128 << 20
 """Of the peak. measured: 42 MB over all cases; requests of 16 MiB lie in memory up to three times."""
 HEAD_S = 10.0
-PATH = "/v2/models/mvfoul/infer"
-
-
-def peak_bytes(pid):
-    """The largest resident size so far: memory that was given back counts."""
-    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM")]
-    return int(line.split()[1]) << 10
 
 
 def address(server):
@@ -97,41 +98,6 @@ def stub(target):
         yield GRPCInferenceServiceStub(channel)
 
 
-def status_of(call):
-    """Make a call; return its status and message."""
-    try:
-        call()
-    except grpc.RpcError as error:
-        return error.code().name, error.details()
-    return "OK", ""
-
-
-def refused(seen, allowed):
-    """Return what is not allowed of {status: example}."""
-    return {status: example for status, example in seen.items() if status not in allowed}
-
-
-def fuzz_grpc(stub, cases, seeds):
-    """Send a case per seed; return how often each status came, and an example of each."""
-    counts, examples = Counter(), {}
-    for seed in seeds:
-        request = cases.grpc(Random(f"grpc{seed}"))
-        status, message = status_of(lambda request=request: stub.ModelInfer(request, timeout=60))
-        counts[status] += 1
-        examples.setdefault(status, (seed, message[:300]))
-    return counts, examples
-
-
-def fuzz_rest(http, cases, seeds):
-    counts, examples = Counter(), {}
-    for seed in seeds:
-        body, headers = cases.rest(Random(f"rest{seed}"))
-        answer = http.post(PATH, content=body, headers=headers)
-        counts[answer.status_code] += 1
-        examples.setdefault(answer.status_code, (seed, answer.text[:300]))
-    return counts, examples
-
-
 def test_requests_over_grpc(stub, cases):
     counts, examples = fuzz_grpc(stub, cases, range(CASES["grpc"]))
     assert refused(examples, GRPC_STATUSES) == {}
@@ -155,16 +121,16 @@ def test_many_more_requests(target, stub, cases):
 
 
 def test_messages_that_are_no_requests(target, cases):
-    examples = {}
     with grpc.insecure_channel(target.grpc) as channel:
+        examples = {}
         for seed in range(CASES["unreadable"]):
-            rng = Random(f"unreadable{seed}")
-            method = rng.choices(("ModelInfer", "ModelMetadata", "ModelReady", "ServerReady"), (12, 1, 1, 1))[0]
-            ask = channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
-            message = mutated(cases.grpc(rng).SerializeToString(), rng)
-            status, text = status_of(lambda ask=ask, message=message: ask(message, timeout=60))
+            status, text = send_unreadable(channel, cases, seed)
             examples.setdefault(status, (seed, text[:300]))
     assert refused(examples, GRPC_STATUSES) == {}
+
+
+def test_there_are_as_many_cases_as_were_asked_for():
+    assert sum(CASES.values()) >= 5000
 
 
 def test_sessions_at_random(stub, artifact):
