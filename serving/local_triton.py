@@ -146,6 +146,10 @@ class LocalTriton:
                 self.kill()
                 if self.ports == config.ports or not _taken(error) or attempt == _ATTEMPTS - 1:
                     raise
+            except BaseException:
+                # Ctrl-C or SIGTERM while the models load: nobody has this object yet to stop it.
+                self.kill()
+                raise
             else:
                 return
 

@@ -24,7 +24,7 @@ from mvfoul.artifact import (
 )
 from mvfoul.errors import ServiceError
 from serving.backend import Scored, joined, no_features
-from serving.call import Call
+from serving.call import PRIORITIES, Call
 from serving.graphs import Scores
 from serving.triton.connection import Connection
 from serving.triton.regions import Regions
@@ -121,7 +121,8 @@ class TritonBackend:
             outputs=[pb.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in outputs],
         )
         if part == "encoder":  # the head has no queue with priorities
-            request.parameters["priority"].int64_param = call.priority
+            # To Triton 0, or a level that it does not have, is the default level: live.
+            request.parameters["priority"].int64_param = min(max(call.priority, PRIORITIES[0]), PRIORITIES[-1])
             if (remaining := call.remaining_s()) is not None:
                 request.parameters["timeout"].int64_param = max(1, int(remaining * 1e6))
         return request

@@ -40,6 +40,26 @@ def test_the_command_says_where_it_listens_and_ends_on_sigterm(triton_repository
     assert gone(said["pid"])
 
 
+def is_server(pid):
+    return b"tritonserver" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_who_stops_it_while_the_models_load_leaves_no_server_behind(triton_repository, start_triton, wait_until, stop):
+    assert start_triton  # skips where Triton is not installed
+    command = [sys.executable, "-m", "serving.local_triton", "--repository", str(triton_repository)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        wait_until(lambda: any(map(is_server, children(process.pid))), "tritonserver was started")
+        (server,) = children(process.pid)
+    finally:
+        process.send_signal(stop)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == "", "it was stopped before its models were ready"
+    wait_until(lambda: gone(server), "tritonserver has ended")
+
+
 def test_a_killed_triton_leaves_no_model_behind(start_triton, triton_repository, wait_until):
     with start_triton(triton_repository) as triton:
         models = children(triton.pid)
