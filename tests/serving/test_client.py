@@ -29,6 +29,7 @@ from mvfoul.labels import ACTION_CLASSES, OFFENCE_SEVERITIES
 from serving.client import AsyncFoulClient, FoulClient
 from serving.client.connection import Connection
 from serving.client.question import Question
+from tests.serving.forgetful import losing
 
 
 @pytest.fixture(scope="module")
@@ -306,45 +307,18 @@ def test_what_may_have_dropped_a_view_is_not_sent_again(grudging, kind, status, 
     assert len(servicer.requests) == times
 
 
-class Forgetful(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """A proxy before a real server that loses the first answer: the server has done what was asked."""
-
-    def __init__(self, stub):
-        self.stub = stub
-        self.lost = False
-
-    def ModelInfer(self, request, context):  # noqa: N802
-        answer = self.stub.ModelInfer(request)
-        if not self.lost:
-            self.lost = True
-            context.abort(grpc.StatusCode.UNAVAILABLE, "connection lost")
-        return answer
-
-
-@pytest.fixture
-def forgetful(server):
-    """The address of one."""
-    proxy = grpc.server(futures.ThreadPoolExecutor(2))
-    with grpc.insecure_channel(server.grpc) as channel:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Forgetful(stub), proxy)
-        port = proxy.add_insecure_port("127.0.0.1:0")
-        proxy.start()
-        yield f"127.0.0.1:{port}"
-        proxy.stop(None).wait()
-
-
-def test_a_lost_answer_drops_no_second_view(client, forgetful, clips):
+def test_a_lost_answer_drops_no_second_view(client, server, clips):
     client.classify(clips[:3], action_id="lost drop")
-    with FoulClient(forgetful, retries=3) as other, pytest.raises(UnavailableError, match="connection lost"):
-        other.classify([], action_id="lost drop", drop_views=[0])
+    with losing(server.grpc) as target, FoulClient(target, retries=3) as other:  # noqa: SIM117
+        with pytest.raises(UnavailableError, match="connection lost"):
+            other.classify([], action_id="lost drop", drop_views=[0])
     left = client.classify([], action_id="lost drop")
     assert left.view_weights == pytest.approx(client.classify(clips[1:3]).view_weights, abs=1e-5)
 
 
-def test_a_lost_answer_to_a_new_view_is_asked_for_again_and_the_view_is_there_once(client, forgetful, clips):
+def test_a_lost_answer_to_a_new_view_is_asked_for_again_and_the_view_is_there_once(client, server, clips):
     client.classify(clips[:1], action_id="lost view")
-    with FoulClient(forgetful, retries=3) as other:
+    with losing(server.grpc) as target, FoulClient(target, retries=3) as other:
         assert other.classify(clips[1:2], action_id="lost view").session.views == 2
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mvfoul.errors import ConfigError
+from mvfoul.errors import ConfigError, UnavailableError
 from serving.client import FoulClient
 from serving.live.clock import now_s
 from serving.live.clock_watch import ClockWatch
@@ -15,6 +15,7 @@ from serving.live.config import ContinuousConfig, LiveConfig
 from serving.live.continuous import CandidateFilter
 from serving.live.session import ServerSession
 from serving.live.timecodes import read_timecodes
+from tests.serving.forgetful import losing
 
 
 def test_timecodes_are_unix_seconds_iso_or_relative_with_a_note(tmp_path: Path) -> None:
@@ -99,3 +100,17 @@ def test_a_session_that_the_server_forgot_is_sent_whole(client: FoulClient, clip
     session._action_id = "once more"
     decision, order = session.ask({"b": clips[1], "c": clips[2]})
     assert (order, len(decision.view_weights)) == (("b", "c"), 2)
+
+
+def test_a_lost_answer_to_a_dropped_view_drops_no_other(server: Any, clips: tuple[bytes, ...]) -> None:
+    """The console asks again by itself: in a new session, that is sent what is shown."""
+    views = dict(zip("abc", clips, strict=False))
+    with losing(server.grpc, answer=1) as target, FoulClient(target) as client:
+        session = ServerSession(client)
+        session.ask(views)
+        del views["a"]
+        with pytest.raises(UnavailableError, match="connection lost"):
+            session.ask(views)
+        decision, order = session.ask(views)
+        assert (order, len(decision.view_weights)) == (("b", "c"), 2)
+        assert decision.view_weights == pytest.approx(client.classify(clips[1:3]).view_weights, abs=1e-5)
