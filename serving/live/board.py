@@ -34,7 +34,7 @@ class Subscriber:
     """One page's backlog."""
 
     wake: Callable[[], None]
-    """Called from any thread when there is something to read."""
+    """Called from any thread when there is something to read; returns at once, and calls nothing of the board."""
     events: list[Event] = field(default_factory=list)
     lost: bool = False
     """It was too slow: the next thing it reads is a snapshot."""
@@ -72,12 +72,14 @@ class Board:
     def publish(self, kind: str, data: Any) -> None:
         """Tell every page; `data` must not be changed afterwards."""
         with self._mutex:
-            subscribers = list(self._subscribers)
-            for subscriber in subscribers:
-                if len(subscriber.events) >= _BACKLOG:
-                    subscriber.events, subscriber.lost = [], True
-                subscriber.events.append(Event(kind, data))
-        for subscriber in subscribers:
+            self._tell(kind, data)
+
+    def _tell(self, kind: str, data: Any) -> None:
+        """Tell every page; the caller holds the lock, so that no page gets an older state after a newer one."""
+        for subscriber in self._subscribers:
+            if len(subscriber.events) >= _BACKLOG:
+                subscriber.events, subscriber.lost = [], True
+            subscriber.events.append(Event(kind, data))
             subscriber.wake()
 
     def close(self) -> None:
@@ -97,18 +99,21 @@ class Board:
             self._notices[key] = {"key": key, "level": level, "text": text, "at_s": time.time()}
             while len(self._notices) > _NOTICES:
                 self._notices.pop(next(iter(self._notices)))
+            self._tell("notices", self._shown())
         log.log({"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}[level], "%s", text)
-        self.publish("notices", self.notices())
 
     def clear(self, key: str) -> None:
         """Take a notice back: it is no longer true."""
         with self._mutex:
-            gone = self._notices.pop(key, None)
-        if gone:
-            log.info("no longer: %s", gone["text"])
-            self.publish("notices", self.notices())
+            if (gone := self._notices.pop(key, None)) is None:
+                return
+            self._tell("notices", self._shown())
+        log.info("no longer: %s", gone["text"])
 
     def notices(self) -> list[dict[str, Any]]:
         """Return all notices, oldest first."""
         with self._mutex:
-            return [dict(notice) for notice in self._notices.values()]
+            return self._shown()
+
+    def _shown(self) -> list[dict[str, Any]]:
+        return [dict(notice) for notice in self._notices.values()]

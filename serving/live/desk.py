@@ -20,7 +20,7 @@ from serving.client import FoulClient
 from serving.live.board import Board
 from serving.live.camera import Camera
 from serving.live.cutting import DeskSettings, cut_view
-from serving.live.incident import Incident, Trigger, View
+from serving.live.incident import Incident, Trigger, View, ViewState
 from serving.live.judge import Judge, Opened
 from serving.live.metrics import LiveMetrics
 from serving.live.recorder import Recorder
@@ -29,6 +29,8 @@ from serving.live.session import ServerSession
 DOUBLE_PRESS_S: Final = 0.5
 BEFORE_S: Final = CONTACT_FRAME / TIMELINE_FPS
 """Of a cut, before the contact."""
+_ASKERS: Final = 32
+"""Incidents that are asked about at once. While the server is away, each waits for half a minute."""
 _IN_MEMORY: Final = 20
 """Incidents whose clips are in memory, ready to be asked about again."""
 _KEPT: Final = 200
@@ -61,7 +63,9 @@ class Desk:
         self._judge = Judge(recorder, board, metrics, self._mutex, self._stopped)
         self._open: dict[str, Opened] = {}
         self._incidents: dict[str, Incident] = recorder.restored(_KEPT)
-        self._pool = ThreadPoolExecutor(max_workers=4 * max(1, len(cameras)) + 8, thread_name_prefix="desk")
+        # Two, so that questions which wait for the server keep no camera from being cut while its buffer has it.
+        self._cuts = ThreadPoolExecutor(max_workers=4 * max(1, len(cameras)) + 8, thread_name_prefix="cut")
+        self._asks = ThreadPoolExecutor(max_workers=_ASKERS, thread_name_prefix="ask")
 
     def trigger(
         self, contact_s: float, trigger: Trigger, *, now_s: float, operator: str = "", note: str = ""
@@ -97,7 +101,7 @@ class Desk:
         with self._mutex:
             opened = self._remember(incident)
         self._judge.tell(incident)
-        self._submit(self._judge.ask, opened)
+        self._ask(opened)
         return incident
 
     def add_replay(self, incident_id: str, name: str, data: bytes) -> None:
@@ -111,7 +115,7 @@ class Desk:
             views = opened.incident.views
             unique = name if name not in views else f"{name}-{len(views)}"
             views[unique] = View(unique, "replay", "ready", data=data, ready_at_s=time.monotonic())
-        self._submit(self._judge.ask, opened)
+        self._ask(opened)
 
     def drop(self, incident_id: str, name: str, *, back: bool = False) -> None:
         """Decide without a view, or with it again.
@@ -123,14 +127,16 @@ class Desk:
         incident = opened.incident
         with self._mutex:
             view = incident.views.get(name)
-            if view is None or not view.data:
+            if view is None or not (view.data or view.state in ("waiting", "dropped")):
                 raise DeskError(f"incident {incident_id} has no clip of a view {name!r}.")
-            usable = [v for v in incident.views.values() if v.state in ("ready", "used") and v is not view]
-            if not back and not usable:
+            others = [v for v in incident.views.values() if v.state in ("ready", "used", "waiting") and v is not view]
+            if not back and not others:
                 raise DeskError(f"{name} is the last view; a decision needs one.")
-            view.state, view.reason = ("ready", "") if back else ("dropped", "by the operator")
+            # Without a clip it is still being cut.
+            here: ViewState = "ready" if view.data else "waiting"
+            view.state, view.reason = (here, "") if back else ("dropped", "by the operator")
             view.ready_at_s = time.monotonic()
-        self._submit(self._judge.ask, opened, True)
+        self._ask(opened, forced=True)
 
     def shift(self, incident_id: str, frames: int) -> None:
         """Move the contact by frames at 25 fps, cut the cameras anew and ask in a new session.
@@ -138,19 +144,23 @@ class Desk:
         Raises:
             DeskError: Unknown incident, or no camera still has it in its buffer.
         """
-        moved_s = self.find(incident_id).contact_s + frames / TIMELINE_FPS
-        if not any(
-            camera.now_s() - camera.health().buffer_s <= moved_s - BEFORE_S for camera in self._cameras.values()
-        ):
-            raise DeskError("no camera's buffer holds this contact any more; it cannot be moved.")
-        opened = self._opened(incident_id, "shift", f"{frames:+d} frames")
         with self._mutex:
+            moved_s = self.find(incident_id).contact_s + frames / TIMELINE_FPS
+            if not any(self._holds(camera, moved_s) for camera in self._cameras.values()):
+                raise DeskError("no camera's buffer holds this contact any more; it cannot be moved.")
+            opened = self._opened(incident_id, "shift", f"{frames:+d} frames")
             opened.incident.shift_frames += frames
             opened.incident.contact_s = moved_s
-            for view in opened.incident.views.values():
-                if view.source == "camera" and view.name in self._cameras:
-                    view.state, view.reason = "waiting", ""
-        self._cut_all(opened)
+            self._cut_all(opened)
+
+    def _holds(self, camera: Camera, contact_s: float) -> bool:
+        """Whether a camera's buffer reaches from before a contact up to it, or will in the time that it is waited for.
+
+        An empty buffer's latest instant is minus infinity.
+        """
+        latest_s = camera.now_s()
+        oldest_s = latest_s - camera.health().buffer_s
+        return oldest_s <= contact_s - BEFORE_S and contact_s <= latest_s + self._settings.wait_s
 
     def ask_again(self, incident_id: str) -> None:
         """Ask about all views once more, in a new session.
@@ -159,8 +169,7 @@ class Desk:
             DeskError: Unknown incident.
         """
         opened = self._opened(incident_id, "ask again", "")
-        opened.session.forget()
-        self._submit(self._judge.ask, opened, True)
+        self._ask(opened, forced=True, anew=True)
 
     def incidents(self) -> list[dict[str, Any]]:
         """Return all incidents for the page, oldest first."""
@@ -199,7 +208,8 @@ class Desk:
     def close(self) -> None:
         """Stop asking; what is running ends with its answer."""
         self._stopped.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._cuts, self._asks):
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def _pressed_twice(self, contact_s: float, trigger: Trigger) -> Incident | None:
         latest = next(reversed(self._incidents.values()), None)
@@ -224,7 +234,7 @@ class Desk:
     def _release(self, opened: Opened) -> None:
         """Forget the clips of an incident that are on disk; whoever wants to ask again loads them."""
         incident = opened.incident
-        if opened.asking.locked() or incident.of_state("waiting") or incident.of_state("ready"):
+        if opened.is_asked or opened.is_wanted or incident.of_state("waiting") or incident.of_state("ready"):
             return
         if all(view.kept or not view.data for view in incident.views.values()):
             for view in incident.views.values():
@@ -261,28 +271,50 @@ class Desk:
     def _cut_all(self, opened: Opened) -> None:
         with self._mutex:
             opened.cut_round += 1
-            names = [v.name for v in opened.incident.views.values() if v.source == "camera" and v.name in self._cameras]
-            if opened.cut_round > 1:
-                opened.session.forget()
-        for name in names:
-            self._submit(self._cut, opened, name, opened.cut_round)
+            opened.is_anew = True
+            contact_s, views = opened.incident.contact_s, opened.incident.views
+            names = [v.name for v in views.values() if v.source == "camera" and v.name in self._cameras]
+            # New ones: nothing may bring back a clip around another contact.
+            views.update({name: View(name, "camera") for name in names})
+            for name in names:
+                self._submit(self._cuts, self._cut, opened, name, opened.cut_round, contact_s)
 
-    def _cut(self, opened: Opened, name: str, cut_round: int) -> None:
-        view = cut_view(self._cameras[name], opened.incident.contact_s, self._settings)
+    def _cut(self, opened: Opened, name: str, cut_round: int, contact_s: float) -> None:
+        view = self._view_of(name, contact_s)
         with self._mutex:
-            if cut_round != opened.cut_round or opened.incident.views[name].state == "dropped":
+            if cut_round != opened.cut_round:
                 return
-            opened.incident.views[name] = view
+            before, opened.incident.views[name] = opened.incident.views[name], view
+            if before.state == "dropped" and view.state == "ready":
+                view.state, view.reason = before.state, before.reason
             nothing = not any(v.state in ("waiting", "ready", "used") for v in opened.incident.views.values())
         if view.state == "ready":
-            self._judge.ask(opened)
+            self._ask(opened)
+            return
+        if view.state == "dropped":
+            self._judge.tell(opened.incident)
             return
         log.warning("incident %s: camera %s is masked: %s", opened.incident.id, name, view.reason)
         if nothing:
             self._judge.fail(opened.incident, "no camera has a picture of it")
         self._judge.tell(opened.incident)
 
-    def _submit(self, work: Callable[..., None], *arguments: Any) -> None:
+    def _view_of(self, name: str, contact_s: float) -> View:
+        """Return a camera's view, masked if that goes wrong in a way that nobody thought of."""
+        try:
+            return cut_view(self._cameras[name], contact_s, self._settings)
+        except Exception as error:
+            log.exception("a bug while cutting camera %s", name)
+            self._board.notice(f"bug-{name}", "error", f"a fault of the console in cutting {name}; its log has it.")
+            return View(name, "camera", "masked", f"a fault of the console: {error!r}", ready_at_s=time.monotonic())
+
+    def _ask(self, opened: Opened, *, forced: bool = False, anew: bool = False) -> None:
+        with self._mutex:
+            opened.is_wanted |= forced
+            opened.is_anew |= anew
+        self._submit(self._asks, self._judge.ask, opened)
+
+    def _submit(self, pool: ThreadPoolExecutor, work: Callable[..., None], *arguments: Any) -> None:
         def run() -> None:
             try:
                 work(*arguments)
@@ -291,7 +323,7 @@ class Desk:
                 self._board.notice("bug", "error", "a fault of the console itself; its log has it. The rest goes on.")
 
         if not self._stopped.is_set():
-            self._pool.submit(run)
+            pool.submit(run)
 
 
 def _new_id(now_s: float) -> str:

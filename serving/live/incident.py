@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -100,9 +100,14 @@ class Incident:
         return [view for view in self.views.values() if view.state == state]
 
 
-def audit_data(incident: Incident, ruling: Ruling) -> dict[str, Any]:
-    """Return the line of the audit log for one decision: enough to show the incident again after a restart."""
-    used = [incident.views[name] for name in ruling.views]
+def audit_data(incident: Incident, ruling: Ruling, used: Sequence[View]) -> dict[str, Any]:
+    """Return the line of the audit log for one decision: enough to show the incident again after a restart.
+
+    Args:
+        incident: As it is now.
+        ruling: What was decided.
+        used: The very views that were asked about, in the ruling's order.
+    """
     document = incident.to_json()
     del document["rulings"], document["restored"]
     return {

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from serving.live.audit import AuditLog
 from serving.live.board import Board
 from serving.live.clips import RETENTION, ClipStore
-from serving.live.incident import Incident, Ruling, View, audit_data, restored_incident
+from serving.live.incident import Incident, View, restored_incident
 
 DECISION = "decision"
 
@@ -41,13 +42,13 @@ class Recorder:
                 self._board.notice("disk", "error", reason)
         return all(view.kept for view in views)
 
-    def record(self, incident: Incident, ruling: Ruling) -> int:
-        """Write one decision; return its line's number once it is on disk.
+    def record(self, data: Mapping[str, Any]) -> int:
+        """Write one decision, `serving.live.incident.audit_data`; return its line's number once it is on disk.
 
         Raises:
             AuditError: It could not be written.
         """
-        return self._log.append(DECISION, audit_data(incident, ruling)).n
+        return self._log.append(DECISION, data).n
 
     def clip(self, sha256: str) -> bytes | None:
         """Return a clip, or None if it is gone."""

@@ -2,6 +2,7 @@
 
 The server forgets sessions when it restarts, and an answer that was lost on its way may or may not have reached the
 session. Both end in a new session that is sent everything: slower once, never a decision over other views than shown.
+A view is known by its name and its content: one that was cut anew is another view.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ Priority = Literal["live", "bulk"]
 
 
 class ServerSession:
-    """The session of one action. One call at a time."""
+    """The session of one action. Used by one thread at a time."""
 
     def __init__(self, client: FoulClient, *, priority: Priority = "live") -> None:
         self._client = client
@@ -27,7 +28,7 @@ class ServerSession:
     def forget(self) -> None:
         """Begin anew: the next question sends every view."""
         self._action_id = uuid.uuid4().hex
-        self._held: list[str] = []
+        self._held: dict[str, bytes] = {}
 
     def ask(self, views: Mapping[str, bytes]) -> tuple[Decision, tuple[str, ...]]:
         """Ask about exactly these views, by name.
@@ -60,10 +61,11 @@ class ServerSession:
             return self._send(views)
 
     def _send(self, views: Mapping[str, bytes]) -> Decision:
-        new = [name for name in views if name not in self._held]
-        gone = [number for number, name in enumerate(self._held) if name not in views]
+        kept = {name: clip for name, clip in self._held.items() if views.get(name) == clip}
+        new = [name for name in views if name not in kept]
+        gone = [number for number, name in enumerate(self._held) if name not in kept]
         decision = self._client.classify(
             [views[name] for name in new], action_id=self._action_id, drop_views=gone, priority=self._priority
         )
-        self._held = [name for name in self._held if name in views] + new
+        self._held = {**kept, **{name: views[name] for name in new}}
         return decision

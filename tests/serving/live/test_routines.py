@@ -114,3 +114,14 @@ def test_a_lost_answer_to_a_dropped_view_drops_no_other(server: Any, clips: tupl
         decision, order = session.ask(views)
         assert (order, len(decision.view_weights)) == (("b", "c"), 2)
         assert decision.view_weights == pytest.approx(client.classify(clips[1:3]).view_weights, abs=1e-5)
+
+
+def test_a_session_knows_a_view_by_its_content_too(client: FoulClient, clips: tuple[bytes, ...]) -> None:
+    session = ServerSession(client)
+    session.ask({"a": clips[0], "b": clips[1]})
+    decision, order = session.ask({"a": clips[2], "b": clips[1]})
+    assert sorted(order) == ["a", "b"]
+    assert decision.session is not None
+    assert decision.session.views == 2
+    expected = client.classify((clips[1], clips[2]))
+    assert decision.action.confidence == pytest.approx(expected.action.confidence, abs=1e-5)
