@@ -6,7 +6,10 @@ exactly this artifact was put into its repository: an answer of another one is i
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import math
+import time
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -26,10 +29,14 @@ from mvfoul.errors import ServiceError
 from serving.backend import Scored, joined, no_features
 from serving.call import PRIORITIES, Call
 from serving.graphs import Scores
-from serving.triton.connection import Connection
+from serving.triton.connection import Connection, MissingModelError
 from serving.triton.regions import Regions
 
 _SCORES: Final = (ACTION_PROBABILITIES, OFFENCE_SEVERITY_PROBABILITIES, VIEW_WEIGHTS)
+_LOAD_AGAIN_S: Final = 5.0
+"""Between two attempts to have missing models loaded, however many requests miss them."""
+
+log = logging.getLogger("mvfoul.serving")
 
 
 class TritonBackend:
@@ -40,6 +47,8 @@ class TritonBackend:
         self._artifact = artifact
         self._connection = connection
         self._depth = 0
+        self._loading: asyncio.Task[None] | None = None
+        self._load_after = 0.0
         clip = artifact.manifest.clip
         size = clip.max_views * math.prod(clip.view_shape)
         self._regions = Regions(connection, slots=settings.slots, size=size) if settings.shared_memory else None
@@ -63,6 +72,9 @@ class TritonBackend:
                 features = await self._encode(views, call) if len(views) else no_features(earlier)
             with call.stage("head"):
                 return Scored(features, await self._classify(joined(earlier, features), call))
+        except MissingModelError:
+            self._load_soon()
+            raise
         finally:
             self._depth -= 1
 
@@ -78,8 +90,28 @@ class TritonBackend:
 
     async def aclose(self) -> None:
         """See `Backend`. The connection stays: another artifact may use it."""
+        if self._loading is not None:
+            self._loading.cancel()
         if self._regions is not None:
             await self._regions.aclose()
+
+    def _load_soon(self) -> None:
+        """In explicit mode, have the models loaded in the background: at the start, and by a Triton that is new.
+
+        The request that missed them is refused, and so is the self-test, until one finds them.
+        """
+        busy = self._loading is not None and not self._loading.done()
+        if self._connection.settings.explicit and not busy and time.monotonic() >= self._load_after:
+            self._loading = asyncio.get_running_loop().create_task(self._load_or_say_why_not())
+
+    async def _load_or_say_why_not(self) -> None:
+        try:
+            await self.load()
+            log.info("%s has loaded artifact %s", self.name, self._artifact.version)
+        except ServiceError as error:
+            log.warning("%s does not load artifact %s: %s", self.name, self._artifact.version, error)
+        finally:
+            self._load_after = time.monotonic() + _LOAD_AGAIN_S
 
     async def _encode(self, views: NDArray[np.uint8], call: Call) -> NDArray[np.float32]:
         request = self._request("encoder", VIEWS, "UINT8", views.shape, (FEATURES,), call)

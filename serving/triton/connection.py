@@ -21,8 +21,14 @@ _FIRST_PAUSE_S: Final = 0.05
 _MAX_MESSAGE_BYTES: Final = 2**31 - 1
 _LOAD_S: Final = 600.0
 """A TensorRT plan of a large network takes a minute or two to load and warm up."""
+_UNREGISTER_S: Final = 2.0
+"""A Triton that hangs must not keep a transformer that wants to end."""
 
 T = TypeVar("T")
+
+
+class MissingModelError(UnavailableError):
+    """Triton runs and does not have the model, or this version of it."""
 
 
 class Connection:
@@ -45,7 +51,8 @@ class Connection:
         Raises:
             OverloadedError: Its queue is full, or the request waited in it for too long.
             DeadlineError: The call's deadline passed.
-            UnavailableError: It cannot be reached, also after the retries, or lacks the model's version.
+            MissingModelError: It lacks the model or its version.
+            UnavailableError: It cannot be reached, also after the retries.
             ServiceError: Anything else.
         """
         stub = GRPCInferenceServiceStub(self._open())
@@ -85,8 +92,13 @@ class Connection:
             ) from error
 
     async def unregister(self, name: str) -> None:
-        """Make Triton forget a region of shared memory."""
-        await self._extension("SystemSharedMemoryUnregister", message("SystemSharedMemoryUnregisterRequest", name=name))
+        """Make Triton forget a region of shared memory; it need not know it.
+
+        Raises:
+            UnavailableError: It is gone, or hangs.
+        """
+        request = message("SystemSharedMemoryUnregisterRequest", name=name)
+        await self._extension("SystemSharedMemoryUnregister", request, _UNREGISTER_S)
 
     async def aclose(self) -> None:
         """Close the connection."""
@@ -136,7 +148,7 @@ class Connection:
             # measured: what Triton says, as INTERNAL, of a model whose process was killed; it starts no other.
             return UnavailableError(f"{where} has lost a model's process ({details}). Restart it.")
         if code == grpc.StatusCode.NOT_FOUND:
-            return UnavailableError(
+            return MissingModelError(
                 f"{where} does not have this artifact ({details}). "
                 "Write it with python -m serving.repository and load it."
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from mvfoul.errors import ServiceError, UnavailableError
 from serving.triton.connection import Connection
 
 _PREFIX: Final = "mvfoul"
@@ -20,6 +22,8 @@ _REST_S: Final = 30.0
 """How long a region is left alone whose call ended without an answer. assumption: longer than Triton's queue holds."""
 _MOST: Final = 4
 """Times the number of slots: more regions are never made, however many rest."""
+
+log = logging.getLogger("mvfoul.serving")
 
 
 class Regions:
@@ -60,7 +64,14 @@ class Regions:
         self._known.clear()
 
     async def aclose(self) -> None:
-        """Remove all regions."""
+        """Remove all regions, from Triton too: it would keep the memory of one that only has lost its name."""
+        for memory in self._all:
+            try:
+                await self._connection.unregister(memory.name)
+            except UnavailableError:
+                break  # a Triton that is gone knows none of them any more
+            except ServiceError as error:
+                log.warning("Triton keeps the shared memory %s: %s", memory.name, error)
         for memory in self._all:
             memory.close()
             memory.unlink()

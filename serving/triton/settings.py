@@ -18,6 +18,8 @@ class TritonSettings:
     """The models are `<name>_encoder` and `<name>_head`."""
     retries: int = 4
     """How often a call is repeated that found nobody (UNAVAILABLE); the pauses double from 50 ms."""
+    explicit: bool = False
+    """It loads no model that nobody asks for: --model-control-mode=explicit."""
     shared_memory: bool = False
     """Views go through /dev/shm: Triton is on this host and in its IPC namespace."""
     slots: int = 16
@@ -35,6 +37,7 @@ def triton_settings(config: ServeConfig) -> TritonSettings:
         target=config.triton,
         name=config.triton_name,
         retries=config.triton_retries,
+        explicit=config.triton_explicit,
         shared_memory=config.triton_shared_memory,
         slots=config.max_in_flight,
         tls_ca=config.triton_tls_ca,

@@ -130,9 +130,8 @@ def test_each_new_view_of_a_session_costs_one_view_in_triton(transformer, triton
 
 
 def test_views_through_shared_memory_give_the_same_answer_and_leave_nothing_behind(
-    start_server, triton, client, clips, views, shared_memory_names
+    start_server, triton, client, clips, views
 ):
-    before = shared_memory_names()
     with start_server("--triton", triton.grpc, "--triton-shared-memory") as server, FoulClient(server.grpc) as shared:
         for count in (1, 5, 2):
             np.testing.assert_allclose(
@@ -143,14 +142,21 @@ def test_views_through_shared_memory_give_the_same_answer_and_leave_nothing_behi
         for v, decision in zip([0, 1, 2, 3] * 3, together, strict=True):
             expected = client.classify_views(views[v : v + 1])
             np.testing.assert_allclose(probabilities(decision), probabilities(expected), atol=1e-5)
-        assert shared_memory_names() - before
-    assert not shared_memory_names() - before
+        assert shared_memory_names(server)
+        assert regions_of(triton) == shared_memory_names(server)
+    assert not shared_memory_names(server)
+    assert not regions_of(triton), "Triton has let go of the memory, too"
 
 
-@pytest.fixture
-def shared_memory_names():
-    """The transformer's regions; Triton's own come and go."""
-    return lambda: {path.name for path in Path("/dev/shm").glob("mvfoul-*")}  # noqa: S108
+def regions_of(triton):
+    """The regions of shared memory that Triton holds."""
+    with triton_grpc.InferenceServerClient(triton.grpc) as client:
+        return set(client.get_system_shared_memory_status().regions)
+
+
+def shared_memory_names(server):
+    """The transformer's regions."""
+    return {path.name for path in Path("/dev/shm").glob(f"mvfoul-{server.process.pid}-*")}  # noqa: S108
 
 
 def test_an_artifact_that_triton_does_not_have_never_becomes_ready(triton, second_artifact, tmp_path, wait_until):
@@ -196,12 +202,11 @@ def free_ports(count):
 def test_a_swap_behind_the_transformer_fails_no_request_and_mixes_no_answer(
     start_server, start_triton, write_repository, tiny_artifact, second_artifact, tmp_path, clips
 ):
-    """Triton in explicit mode: both versions are loaded while the old one answers; a missing one is refused."""
+    """Triton in explicit mode, at first without a model: the second version is loaded while the first answers."""
     repository = tmp_path / "models"
     write_repository(repository)
     directory = shutil.copytree(tiny_artifact, tmp_path / "artifact")
     versions = [load_artifact(path).version for path in (tiny_artifact, second_artifact)]
-    models = ("mvfoul_encoder", "mvfoul_head", "mvfoul")
     enough, seen, failures = threading.Event(), [], []
 
     def press(target):
@@ -216,9 +221,9 @@ def test_a_swap_behind_the_transformer_fails_no_request_and_mixes_no_answer(
                     return
                 seen.append((decision.artifact, round(decision.action.confidence, 4)))
 
-    flags = ("--admin", "--triton-explicit", "--swap-timeout-s", "3")
+    flags = ("--admin", "--triton-explicit", "--triton-shared-memory", "--swap-timeout-s", "3")
     with (
-        start_triton(repository, control="explicit", load=models) as triton,
+        start_triton(repository, control="explicit") as triton,
         start_server("--triton", triton.grpc, *flags, artifact=directory) as server,
         ThreadPoolExecutor(3) as pool,
     ):
@@ -232,6 +237,8 @@ def test_a_swap_behind_the_transformer_fails_no_request_and_mixes_no_answer(
             count = len(seen)
             while len(seen) < count + 6 and not failures:  # pytest's timeout ends it
                 time.sleep(0.05)
+            while regions_of(triton) != shared_memory_names(server):  # until the old artifact's are gone
+                time.sleep(0.05)
         finally:
             enough.set()
         for future in pressing:
@@ -242,3 +249,19 @@ def test_a_swap_behind_the_transformer_fails_no_request_and_mixes_no_answer(
     assert swapped.json() == {"primary": versions[1]}
     assert {version for version, _ in seen} == set(versions)
     assert len(set(seen)) == 2, "one answer per version"
+
+
+def test_a_triton_in_explicit_mode_that_is_restarted_gets_its_models_and_regions_back(
+    start_server, start_triton, triton_repository, clips, wait_until
+):
+    """The new one has no model and knows no shared memory; nobody but the transformer tells it."""
+    explicit = ("--triton-explicit", "--triton-shared-memory", "--self-test-interval-s", "1")
+    first = start_triton(triton_repository, control="explicit")
+    with start_server("--triton", first.grpc, *explicit) as server, FoulClient(server.grpc) as client:
+        before = client.classify(clips[:2])
+        first.kill()
+        wait_until(lambda: httpx.get(f"{server.http}/v2/health/ready").status_code == 503, "it is not ready")
+        with start_triton(triton_repository, control="explicit", ports=first.ports) as second:
+            wait_until(lambda: httpx.get(f"{server.http}/v2/health/ready").status_code == 200, "it is ready again")
+            np.testing.assert_allclose(probabilities(client.classify(clips[:2])), probabilities(before), atol=1e-5)
+            assert regions_of(second)
