@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 from mvfoul.artifact import Artifact, load_artifact
@@ -82,22 +82,49 @@ def _write(
     if triton:
         _try(store, artifact, names, triton, remove=new)
         lines.append(f"  Triton at {config.triton} has loaded it and computes golden.npz as PyTorch did")
+    before = store.config(names.ensemble)
     lines.append(_put_ensemble(store, artifact, names.ensemble, models[names.ensemble]))
     if triton:
-        triton.change_over(artifact)
+        _change_over(store, artifact, names, triton, before, remove=new)
     return lines
 
 
 def _try(store: RepositoryStore, artifact: Artifact, names: ModelNames, triton: Rollout, *, remove: bool) -> None:
     try:
         triton.try_version(artifact)
-    except MVFoulError:
+    except BaseException:  # Ctrl-C, too
         if remove:
-            # A version that does not load also keeps later ones of the same model from loading.
-            for model in (names.head, names.encoder):
-                store.remove_version(model, artifact.model_version)
-            triton.forget_removed()
+            _remove(store, artifact, names, triton)
         raise
+
+
+def _change_over(
+    store: RepositoryStore, artifact: Artifact, names: ModelNames, triton: Rollout, before: Any | None, *, remove: bool
+) -> None:
+    """Have Triton answer with the version, or put the ensemble back to the configuration that it had before."""
+    try:
+        triton.change_over(artifact)
+    except BaseException:
+        if before is None:
+            store.remove_model(names.ensemble)
+        else:
+            store.replace_config(names.ensemble, before)
+            # In explicit mode it may have taken the new one.
+            with suppress(MVFoulError):
+                triton.take_back()
+        if remove:
+            store.remove_version(names.ensemble, artifact.model_version)
+            _remove(store, artifact, names, triton)
+        raise
+
+
+def _remove(store: RepositoryStore, artifact: Artifact, names: ModelNames, triton: Rollout) -> None:
+    """Remove a version that does not load: it also keeps later ones of the same model from loading."""
+    for model in (names.head, names.encoder):
+        store.remove_version(model, artifact.model_version)
+    # Why it failed is worth more than that Triton, perhaps gone, could not be told.
+    with suppress(MVFoulError):
+        triton.forget_removed()
 
 
 def _put_version(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from serving.golden import check_golden
 from serving.repository.model_config import ANSWERS, ModelNames
 
 _LOOK_S: Final = 0.2
+_LOOK_TIMEOUT_S: Final = 10.0
+"""For one question about the state of models, which takes no time."""
 _DATATYPES: Final = {"uint8": "UINT8", "float16": "FP16", "float32": "FP32"}
 
 
@@ -36,10 +38,7 @@ class Rollout:
         self._triton = triton
         self._client = triton.InferenceServerClient(target)
         self._target, self._names, self._timeout_s = target, names, timeout_s
-        try:
-            self._failed_before = self._failures()
-        except triton.InferenceServerException as error:
-            raise UnavailableError(f"--triton {target} does not answer ({error.message()}). Is it running?") from error
+        self._failed_before = self._failures()
 
     def try_version(self, artifact: Artifact) -> None:
         """Load encoder and head of a version that is in the repository and compare their answers to golden.npz.
@@ -59,6 +58,10 @@ class Rollout:
         """Make the ensemble answer with a version; raises as `try_version` does."""
         self._load(self._names.ensemble, artifact)
 
+    def take_back(self) -> None:
+        """Make Triton read the ensemble's former configuration; in poll mode it does so by itself."""
+        self._request_load(self._names.ensemble)
+
     def forget_removed(self) -> None:
         """Make Triton unload versions whose folders were removed; in poll mode it notices by itself."""
         for model in (self._names.encoder, self._names.head):
@@ -69,7 +72,7 @@ class Rollout:
             raise ArtifactError(f"Triton at {self._target} cannot load {model}: {refusal}")
         version = str(artifact.model_version)
         deadline = time.monotonic() + self._timeout_s
-        while not self._client.is_model_ready(model, version):
+        while not self._is_ready(model, version):
             failure = self._failures().get((model, version), "")
             if failure and failure != self._failed_before.get((model, version)):
                 raise ArtifactError(f"Triton at {self._target} cannot load {model}: {failure}")
@@ -85,12 +88,25 @@ class Rollout:
         try:
             self._client.load_model(model, client_timeout=self._timeout_s)
         except self._triton.InferenceServerException as error:
-            return "" if "polling is enabled" in error.message() else str(error.message()).strip()
+            if "polling is enabled" in str(error.message()):
+                return ""
+            if _is_absence(error):
+                self._absent(error)
+            return str(error.message()).strip()
         return ""
+
+    def _is_ready(self, model: str, version: str) -> bool:
+        try:
+            return bool(self._client.is_model_ready(model, version, client_timeout=self._look_s))
+        except self._triton.InferenceServerException as error:
+            self._absent(error)
 
     def _failures(self) -> dict[tuple[str, str], str]:
         """Return why versions of models could not be loaded, as Triton remembers it."""
-        models = self._client.get_model_repository_index(client_timeout=self._timeout_s).models
+        try:
+            models = self._client.get_model_repository_index(client_timeout=self._look_s).models
+        except self._triton.InferenceServerException as error:
+            self._absent(error)
         return {(m.name, m.version): m.reason.strip() for m in models if m.state == "UNAVAILABLE" and _failed(m.reason)}
 
     def _ask(
@@ -103,14 +119,30 @@ class Rollout:
                 model, [tensor], model_version=str(artifact.model_version), client_timeout=self._timeout_s
             )
         except self._triton.InferenceServerException as error:
+            if _is_absence(error):
+                self._absent(error)
             raise ArtifactError(f"Triton at {self._target}: {model} fails on golden.npz: {error.message()}") from error
         return {output: result.as_numpy(output) for output in outputs}
+
+    @property
+    def _look_s(self) -> float:
+        return min(_LOOK_TIMEOUT_S, self._timeout_s)
+
+    def _absent(self, error: Any) -> NoReturn:
+        raise UnavailableError(
+            f"--triton {self._target} does not answer ({error.message()}). Is it running, and not overloaded?"
+        ) from error
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._client.close()
+
+
+def _is_absence(error: Any) -> bool:
+    """Say whether there was no answer, as opposed to one that says no."""
+    return str(error.status()).removeprefix("StatusCode.") in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
 
 
 def _failed(reason: str) -> bool:

@@ -102,6 +102,11 @@ class RepositoryStore(RepositoryReader):
         if folder.is_dir():
             folder.rename(self._staging / f"{model}-{version}")
 
+    def remove_model(self, model: str) -> None:
+        """Remove a model with all its versions; nothing happens if there is none."""
+        if (self.root / model).is_dir():
+            (self.root / model).rename(self._staging / f"{model}-removed")
+
 
 @contextmanager
 def open_store(root: Path) -> Iterator[RepositoryStore]:
