@@ -53,6 +53,8 @@ class Answer:
     stages_s: Mapping[str, float]
     artifact: Artifact
     role: Role
+    engine: str
+    """Name and version of what computed."""
     new_views: int
     """Views that this request encoded; in a session fewer than the answer is about."""
     session: SessionState | None = None
@@ -192,7 +194,16 @@ class Engine:
         call.finish()
         if generation is self.router.primary:
             self.last_answer = time.monotonic()
-        return Answer(scores, prediction, call.stages_s, generation.artifact, generation.role, new_views, session)
+        return Answer(
+            scores=scores,
+            prediction=prediction,
+            stages_s=call.stages_s,
+            artifact=generation.artifact,
+            role=generation.role,
+            engine=generation.backend.name,
+            new_views=new_views,
+            session=session,
+        )
 
 
 def _check_view_count(count: int, generation: Generation, *, at_least: int = 1) -> None:

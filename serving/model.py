@@ -130,6 +130,7 @@ class FoulModel(Model):  # type: ignore[misc]  # kserve has no types
             "id": request_id,
             "model": self.name,
             "artifact": answer.artifact.version,
+            "engine": answer.engine,
             **answer.prediction.to_json(),
             **({"session": asdict(answer.session)} if answer.session else {}),
             "timings_ms": answer.stages_ms,

@@ -54,6 +54,8 @@ class Decision:
     """All of a head's, in the order of its vocabulary."""
     session: SessionInfo | None = None
     """Where an action_id was given."""
+    engine: str = ""
+    """Name and version of what computed; empty from a server that does not say."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ def read_decision(
         document=document,
         probabilities=probabilities,
         session=SessionInfo(session["action_id"], session["views"], session["expires_in_s"]) if session else None,
+        engine=document.get("engine", ""),
     )
 
 

@@ -101,7 +101,7 @@ def registry():
 def answer(artifact, role, action=0):
     made = prediction(action, 0)
     scores = Scores(np.zeros(8, np.float32), np.zeros(4, np.float32), np.ones(1, np.float32))
-    return Answer(scores, made, {}, artifact, role, new_views=1)
+    return Answer(scores, made, {}, artifact, role, engine="an engine", new_views=1)
 
 
 def test_the_metrics_show_it_for_the_primary_only(artifact, registry):

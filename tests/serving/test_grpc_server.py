@@ -89,7 +89,8 @@ def test_the_decision_says_in_words_what_the_probabilities_say(connection, artif
     decision = json.loads(result.as_numpy("DECISION")[0])
     timings_ms = decision.pop("timings_ms")
     prediction = make_prediction(*(result.as_numpy(name) for name in OUTPUTS))
-    origin = {"id": "replay 7", "model": "mvfoul", "artifact": artifact.version}
+    engine = f"ONNX Runtime {onnxruntime.__version__}"
+    origin = {"id": "replay 7", "model": "mvfoul", "artifact": artifact.version, "engine": engine}
     assert decision == {**origin, **prediction.to_json()}
     assert list(timings_ms) == ["decode", "queue", "encode", "head", "total"]
     assert sum(timings_ms.values()) - timings_ms["total"] <= timings_ms["total"]

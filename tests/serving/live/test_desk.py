@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from hashlib import sha256
+from importlib.metadata import version
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,7 @@ def test_a_contact_that_is_moved_while_it_is_asked_about_is_decided_on_the_new_c
     place.until(lambda: len(place.lines()) == len(incident.rulings) == 2, "both decisions, none on the old pair")
     line = place.lines()[-1]
     assert line["incident"]["contact_s"] == pytest.approx(CONTACT_S + 0.04)
+    assert line["engine"] == f"ONNX Runtime {version('onnxruntime')}"
     hashes = {clip["view"]: clip["sha256"] for clip in line["clips"]}
     assert hashes == {"main": sha256(clips[1]).hexdigest(), "left": sha256(clips[2]).hexdigest()}
     expected = client.classify(clips[1:3])
