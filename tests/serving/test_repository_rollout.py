@@ -3,83 +3,38 @@
 The server is a real one of Triton's protocol that answers as golden.npz says, and fails where a test wants it to. What
 the genuine Triton does is in `test_repository_hot_swap.py`.
 """
-# ruff: noqa: N802, ARG001, ARG002  # the names and arguments are gRPC's
 
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import grpc
-import numpy as np
 import pytest
-from tritonclient.grpc import service_pb2 as pb
-from tritonclient.grpc import service_pb2_grpc
 
 from mvfoul.artifact import load_artifact
 from mvfoul.errors import ArtifactError, UnavailableError
-from tests.serving.triton_requests import ANSWERS
+from tests.serving.golden_triton import GoldenTriton, serving
 
 TIMEOUT_S = 1.0
 
 
-class Golden(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Knows every version of every model, and answers with one artifact's golden.npz."""
+def failing(artifact, method, model, fail):
+    """A Triton of which one call about one model goes wrong."""
+    servicer = GoldenTriton(artifact)
 
-    def __init__(self, artifact, method, model, fail):
-        self._golden, self._fail = artifact.golden(), (method, model, fail)
-        self.loaded = []
+    def before_answer(called, about, _request, context):
+        if (called, about) == (method, model):
+            fail(context)
 
-    def _maybe_fail(self, method, model, context):
-        if (method, model) == self._fail[:2]:
-            self._fail[2](context)
-
-    def RepositoryIndex(self, request, context):
-        self._maybe_fail("RepositoryIndex", "", context)
-        return pb.RepositoryIndexResponse()
-
-    def RepositoryModelLoad(self, request, context):
-        self.loaded.append(request.model_name)
-        self._maybe_fail("RepositoryModelLoad", request.model_name, context)
-        return pb.RepositoryModelLoadResponse()
-
-    def ModelReady(self, request, context):
-        self._maybe_fail("ModelReady", request.name, context)
-        return pb.ModelReadyResponse(ready=True)
-
-    def ModelInfer(self, request, context):
-        self._maybe_fail("ModelInfer", request.model_name, context)
-        encoder = request.model_name.endswith("_encoder")
-        found = {"FEATURES": np.zeros((1, 4), np.float32)} if encoder else {n: self._golden[n] for n in ANSWERS}
-        return pb.ModelInferResponse(
-            model_name=request.model_name,
-            outputs=[
-                pb.ModelInferResponse.InferOutputTensor(name=name, datatype="FP32", shape=values.shape)
-                for name, values in found.items()
-            ],
-            raw_output_contents=[np.ascontiguousarray(values, "<f4").tobytes() for values in found.values()],
-        )
-
-
-@contextmanager
-def serving(servicer):
-    with ThreadPoolExecutor(4) as pool:
-        server = grpc.server(pool, options=[("grpc.max_receive_message_length", -1)])
-        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-        try:
-            yield f"127.0.0.1:{port}"
-        finally:
-            server.stop(0).wait()
+    servicer.before_answer = before_answer
+    return servicer
 
 
 def dies(context):
     context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
 
 
-def hangs(context):
+def hangs(_context):
     time.sleep(TIMEOUT_S + 0.5)
 
 
@@ -99,7 +54,7 @@ def attempt(write_repository, tmp_path, second_artifact):
     fields = {"no_warm_up": True, "no_self_test": True}
 
     def rollout(method, model, fail, error, message):
-        servicer = Golden(load_artifact(second_artifact), method, model, fail)
+        servicer = failing(load_artifact(second_artifact), method, model, fail)
         before = contents(models)
         with serving(servicer) as target, pytest.raises(error, match=message) as raised:
             write_repository(models, artifact=second_artifact, triton=target, triton_timeout_s=TIMEOUT_S, **fields)
@@ -137,7 +92,7 @@ def test_a_triton_that_does_not_load_the_ensemble_is_told_to_read_the_old_one_ag
 
 def test_a_first_version_that_fails_leaves_no_ensemble(write_repository, tmp_path, tiny_artifact):
     models = tmp_path / "models"
-    servicer = Golden(load_artifact(tiny_artifact), "RepositoryModelLoad", "mvfoul", refuses)
+    servicer = failing(load_artifact(tiny_artifact), "RepositoryModelLoad", "mvfoul", refuses)
     with serving(servicer) as target, pytest.raises(ArtifactError):
         write_repository(models, triton=target, triton_timeout_s=TIMEOUT_S, no_warm_up=True, no_self_test=True)
     assert not (models / "mvfoul").exists()
