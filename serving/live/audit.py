@@ -9,7 +9,7 @@
     clips/            the clips by their SHA-256 (`serving.live.clips`)
 
 A line is finished when both it and the head are synced. A process killed between the two leaves one line more than the
-head says, which is right; one line less never is.
+head says, which is right; one line less never is. The head is there before the first line, so none is never right.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +33,8 @@ LINES: Final = "decisions.jsonl"
 HEAD: Final = "head.json"
 LOCK: Final = "lock"
 QUARANTINE: Final = "quarantine"
+_LONGEST_TORN: Final = 64 << 20
+"""Bytes that a killed process may have left of one line; more is something else, and stays where it is."""
 
 
 class AuditError(MVFoulError):
@@ -76,25 +78,37 @@ class AuditLog:
 
     def _open(self) -> None:
         path = self.directory / LINES
+        if not (self.directory / HEAD).exists() and not (path.exists() and path.stat().st_size):
+            self._save_head(0, GENESIS)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        _sync_directory(self.directory)
-        self.repaired = _quarantine_torn_line(self._fd, self.directory)
-        verdict = verify(self.directory)
-        if verdict.faults:
-            os.close(self._fd)
-            raise AuditError(
-                f"the audit log in {self.directory} is broken: {'; '.join(verdict.faults)}. Keep the directory as "
-                "evidence, and start with another --audit-dir."
-            )
-        self._n, self._head = verdict.lines, verdict.head
-        # The head may be one line behind, never two.
         try:
-            if self._n:
-                _write_head(self.directory, self._n, self._head)
-        except OSError as error:
+            _sync_directory(self.directory)
+            scan = self._checked(path)
+            # The head may be one line behind, never two.
+            self._save_head(scan.lines, scan.head)
+        except BaseException:
             os.close(self._fd)
+            raise
+        self._n, self._head, self._end = scan.lines, scan.head, scan.end
+
+    def _checked(self, path: Path) -> _Scan:
+        head = _read_head(self.directory)
+        scan = _scan(path, head.n)
+        if _is_torn(self._fd, scan, head):
+            self.repaired = _quarantine(self._fd, scan.end, self.directory)
+            scan = replace(scan, fault="")
+        if faults := [*_faults(scan, head), *_left_over(self._fd, scan)]:
+            raise AuditError(
+                f"the audit log in {self.directory} is broken: {'; '.join(faults)}. Keep the directory as evidence, "
+                "and start with another --audit-dir."
+            )
+        return scan
+
+    def _save_head(self, n: int, sha256: str) -> None:
+        try:
+            _write_head(self.directory, n, sha256)
+        except OSError as error:
             raise ConfigError(f"--audit-dir {self.directory} cannot be written: {error.strerror}.") from error
-        self._end = os.lseek(self._fd, 0, os.SEEK_END)
 
     @property
     def head(self) -> tuple[int, str]:
@@ -143,52 +157,78 @@ class AuditLog:
 def verify(directory: Path, *, expect: str = "") -> Verdict:
     """Check a log: every line, the chain, its end, and that it contains the head `expect`, if one is given."""
     path = directory / LINES
-    faults: list[str] = []
-    remarks: list[str] = []
-    hashes = [GENESIS]
-    try:
-        hashes += [entry.sha256 for entry in follow(_whole_lines(path))]
-    except ChainError as error:
-        # Line by line, so that what fits before the fault is counted.
-        hashes += _hashes_before_the_fault(path)
-        faults.append(str(error))
-    except FileNotFoundError:
-        faults.append(f"there is no {LINES}")
-    faults += _head_faults(directory, hashes) if not faults else []
-    if expect and expect not in hashes:
+    if not path.is_file():
+        return Verdict(0, GENESIS, (f"there is no {LINES}",))
+    # The head before and after, as a console may be writing: the lines are between the two.
+    head = _read_head(directory)
+    scan = _scan(path, head.n, expect)
+    faults, remarks = _faults(scan, head, latest_n=_read_head(directory).n), []
+    if expect and not scan.has_expected:
         faults.append(f"no line has the hash {expect}: the log was cut or written anew since it was noted")
-    if _torn_bytes(path):
-        remarks.append(
-            f"{_torn_bytes(path)} bytes after the last whole line: being written, or left by a killed process"
-        )
-    return Verdict(len(hashes) - 1, hashes[-1], tuple(faults), tuple(remarks))
+    if not scan.fault and (torn := path.stat().st_size - scan.end) > 0:
+        remarks.append(f"{torn} bytes after the last whole line: being written, or left by a killed process")
+    return Verdict(scan.lines, scan.head, tuple(faults), tuple(remarks))
 
 
-def _head_faults(directory: Path, hashes: list[str]) -> list[str]:
-    lines = len(hashes) - 1
+@dataclass(frozen=True)
+class _Head:
+    """What head.json says; `fault` if it says nothing."""
+
+    n: int = 0
+    sha256: str = ""
+    fault: str = ""
+
+
+def _read_head(directory: Path) -> _Head:
     try:
         document = json.loads((directory / HEAD).read_bytes())
-        n, sha256 = int(document["n"]), str(document["sha256"])
+        return _Head(int(document["n"]), str(document["sha256"]))
     except FileNotFoundError:
-        # The first line is on disk before the first head is.
-        return [f"there is no {HEAD}, though there are {lines} lines"] if lines > 1 else []
+        return _Head(fault=f"there is no {HEAD}: it was removed, and lines may have been removed with it")
     except (ValueError, KeyError, TypeError) as error:
-        return [f"{HEAD} is unreadable ({error})"]
+        return _Head(fault=f"{HEAD} is unreadable ({error})")
+
+
+@dataclass
+class _Scan:
+    """What one reading of the log found, up to the first line that does not fit."""
+
+    lines: int = 0
+    head: str = GENESIS
+    end: int = 0
+    """Of the last line that fits, in bytes."""
+    at_head: str = ""
+    """Hash of the line that head.json numbers."""
+    has_expected: bool = False
+    fault: str = ""
+
+
+def _scan(path: Path, head_n: int, expect: str = "") -> _Scan:
+    """Read the log once, a line at a time."""
+    scan = _Scan(at_head=GENESIS if head_n == 0 else "", has_expected=expect == GENESIS)
+    with path.open("rb") as file:
+        try:
+            for entry in follow(line for line in file if line.endswith(b"\n")):
+                scan.lines, scan.head, scan.end = entry.n, entry.sha256, file.tell()
+                scan.has_expected |= entry.sha256 == expect
+                if entry.n == head_n:
+                    scan.at_head = entry.sha256
+        except ChainError as error:
+            scan.fault = str(error)
+    return scan
+
+
+def _faults(scan: _Scan, head: _Head, *, latest_n: int = 0) -> list[str]:
+    lines, n = scan.lines, head.n
+    if scan.fault or head.fault:
+        return [fault for fault in (scan.fault, head.fault) if fault]
     if n > lines:
         return [f"{HEAD} says {n} lines, there are {lines}: lines were removed at the end"]
-    if n < lines - 1:
+    if max(n, latest_n) < lines - 1:
         return [f"{HEAD} says {n} lines, there are {lines}: {HEAD} was put back, or lines were added by hand"]
-    if hashes[n] != sha256:
+    if scan.at_head != head.sha256:
         return [f"{HEAD} names another line {n} than there is: the log or {HEAD} was exchanged"]
     return []
-
-
-def _hashes_before_the_fault(path: Path) -> list[str]:
-    hashes = []
-    with contextlib.suppress(ChainError):
-        for entry in follow(_whole_lines(path)):
-            hashes.append(entry.sha256)  # noqa: PERF401  # what came before the error is wanted
-    return hashes
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:
@@ -196,13 +236,6 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
         for line in file:
             if line.endswith(b"\n"):
                 yield line
-
-
-def _torn_bytes(path: Path) -> int:
-    if not path.is_file():
-        return 0
-    data = path.read_bytes()
-    return len(data) - (data.rfind(b"\n") + 1)
 
 
 def _locked(directory: Path) -> int:
@@ -221,43 +254,51 @@ def _locked(directory: Path) -> int:
     return lock
 
 
-def _quarantine_torn_line(fd: int, directory: Path) -> str:
-    """Move what stands after the last newline away; return what was done, as a sentence."""
-    size = os.fstat(fd).st_size
-    data = os.pread(fd, size, 0)
-    whole = _whole_bytes(data, _head_n(directory))
-    if whole == size:
-        return ""
+def _is_torn(fd: int, scan: _Scan, head: _Head) -> bool:
+    """Whether what follows the lines that fit is a line that was never finished, which the head does not know."""
+    left = os.fstat(fd).st_size - scan.end
+    if head.fault or scan.lines < head.n or not 0 < left <= _LONGEST_TORN:
+        return False
+    first, newline, rest = _read(fd, left, scan.end).partition(b"\n")
+    if not newline:
+        return True
+    if b"\n" in rest:
+        return False
+    try:
+        parse(first + newline)
+    except ChainError:
+        return True
+    return False
+
+
+def _left_over(fd: int, scan: _Scan) -> list[str]:
+    left = os.fstat(fd).st_size - scan.end
+    return [f"{left} bytes follow line {scan.lines}"] if left and not scan.fault else []
+
+
+def _read(fd: int, size: int, offset: int) -> bytes:
+    """Return `size` bytes; one call of the system may return fewer."""
+    parts: list[bytes] = []
+    while size and (part := os.pread(fd, size, offset)):
+        parts.append(part)
+        size, offset = size - len(part), offset + len(part)
+    return b"".join(parts)
+
+
+def _quarantine(fd: int, whole: int, directory: Path) -> str:
+    """Move what stands after the last whole line away; return what was done, as a sentence."""
+    torn = _read(fd, os.fstat(fd).st_size - whole, whole)
     folder = directory / QUARANTINE
     folder.mkdir(exist_ok=True)
     target = folder / f"torn-{time.time_ns()}.txt"
     with target.open("wb") as file:
-        file.write(data[whole:])
+        file.write(torn)
         file.flush()
         os.fsync(file.fileno())
     _sync_directory(folder)
     os.ftruncate(fd, whole)
     os.fsync(fd)
-    return f"the last line of {LINES} was half written ({size - whole} bytes); it was moved to {target}"
-
-
-def _whole_bytes(data: bytes, head_n: int) -> int:
-    """Return where the last whole line ends. A last line that the head does not know and that is garbage is none."""
-    whole = data.rfind(b"\n") + 1
-    start = data.rfind(b"\n", 0, max(0, whole - 1)) + 1
-    if data.count(b"\n") > head_n:
-        try:
-            parse(data[start:whole])
-        except ChainError:
-            return start
-    return whole
-
-
-def _head_n(directory: Path) -> int:
-    try:
-        return int(json.loads((directory / HEAD).read_bytes())["n"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
+    return f"the last line of {LINES} was half written ({len(torn)} bytes); it was moved to {target}"
 
 
 def _write_all(fd: int, data: bytes, offset: int) -> None:

@@ -100,6 +100,48 @@ def test_a_removed_head_file_is_noticed(tmp_path: Path) -> None:
     assert "no head.json" in verify(tmp_path).faults[0]
 
 
+@pytest.mark.parametrize("lines", [1, 3])
+def test_lines_cut_off_together_with_the_head_are_noticed(tmp_path: Path, lines: int) -> None:
+    whole = _filled(tmp_path)
+    (tmp_path / HEAD).unlink()
+    (tmp_path / LINES).write_bytes(b"".join(whole.splitlines(keepends=True)[:lines]))
+    assert "no head.json" in verify(tmp_path).faults[0]
+    with pytest.raises(AuditError, match=r"no head\.json"):
+        AuditLog(tmp_path)
+
+
+def test_a_log_without_a_line_has_its_head_already(tmp_path: Path) -> None:
+    AuditLog(tmp_path).close()
+    assert (verify(tmp_path).lines, verify(tmp_path).faults) == (0, ())
+    AuditLog(tmp_path).close()
+    (tmp_path / HEAD).unlink()
+    assert verify(tmp_path).faults
+
+
+def test_a_torn_line_that_the_head_knows_stays_where_it_is_as_evidence(tmp_path: Path) -> None:
+    cut = _filled(tmp_path)[:-20]
+    (tmp_path / LINES).write_bytes(cut)
+    with pytest.raises(AuditError, match="lines were removed at the end"):
+        AuditLog(tmp_path)
+    assert (tmp_path / LINES).read_bytes() == cut
+    assert not (tmp_path / QUARANTINE).exists()
+
+
+def test_a_log_that_one_read_does_not_return_whole_stays_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux returns 2 GiB less a page at most; here it is 100 bytes."""
+    whole = _filled(tmp_path)
+    read = os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, size, offset: read(fd, min(size, 100), offset))
+    log = AuditLog(tmp_path)
+    assert (log.repaired, (tmp_path / LINES).read_bytes()) == ("", whole)
+    log.close()
+    torn = b"{" * 250
+    (tmp_path / LINES).write_bytes(whole + torn)
+    AuditLog(tmp_path).close()
+    assert (tmp_path / LINES).read_bytes() == whole
+    assert next((tmp_path / QUARANTINE).iterdir()).read_bytes() == torn
+
+
 @pytest.mark.parametrize("torn", [b'{"at_s": 17', b"\0" * 600, b"\0" * 40 + b"\n"])
 def test_a_torn_last_line_is_moved_away_and_the_log_goes_on(tmp_path: Path, torn: bytes) -> None:
     whole = _filled(tmp_path)
