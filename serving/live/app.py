@@ -22,15 +22,12 @@ import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
-from urllib.parse import urlsplit
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 from pydantic import BaseModel, Field
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mvfoul.errors import ConfigError
 from serving.live.board import Board
@@ -39,6 +36,7 @@ from serving.live.case import case_zip
 from serving.live.clock import now_s
 from serving.live.config import LiveConfig
 from serving.live.desk import Desk, DeskError
+from serving.live.guard import Guard
 from serving.live.metrics import CameraCollector
 from serving.live.recorder import Recorder
 from serving.live.routines import Routines
@@ -47,14 +45,6 @@ from serving.live.trigger import NotInBufferError, TriggerBody, open_incident
 STATIC: Final = Path(__file__).parent / "static"
 MAX_CLIP_BYTES: Final = 64 << 20
 KEEP_ALIVE_S: Final = 10.0
-_HEADERS: Final = {
-    "Content-Security-Policy": (
-        "default-src 'self'; media-src 'self' blob:; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'; "
-        "frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
 
 
 class ViewBody(BaseModel):
@@ -92,16 +82,18 @@ def build_app(
             },
         }
 
-    app = base_app(board, recorder, state, page="index.html")
+    app = base_app(config, board, recorder, state, page="index.html")
     _add_triggers(app, config, desk)
     add_incident_actions(app, desk)
     return app
 
 
-def base_app(board: Board, recorder: Recorder, state: Callable[[], dict[str, Any]], *, page: str) -> FastAPI:
+def base_app(
+    config: LiveConfig, board: Board, recorder: Recorder, state: Callable[[], dict[str, Any]], *, page: str
+) -> FastAPI:
     """Return what the console and the review share: page, state, events, clips, metrics."""
     app = FastAPI(title="VARS console", docs_url=None, redoc_url=None)
-    app.add_middleware(Guard)
+    app.add_middleware(Guard, hosts=(config.host, *config.allowed_host))
     for kind in (DeskError, ConfigError):
         app.exception_handler(kind)(_not_possible)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
@@ -222,32 +214,6 @@ async def _stream(request: Request, board: Board, state: Callable[[], dict[str, 
 
 def _event(kind: str, data: Any) -> str:
     return f"event: {kind}\nretry: 500\ndata: {json.dumps(data)}\n\n"
-
-
-class Guard:
-    """Refuses what pages of other origins send, and adds the headers that keep a page to itself."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        headers = Headers(scope=scope)
-        origin = headers.get("origin")
-        if scope["method"] != "GET" and origin and urlsplit(origin).netloc != headers.get("host"):
-            refusal = JSONResponse({"detail": f"requests from pages of {origin} are refused"}, 403)
-            await refusal(scope, receive, send)
-            return
-
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(_HEADERS)
-            await send(message)
-
-        await self._app(scope, receive, guarded)
 
 
 async def _not_possible(_: Request, error: Exception) -> Response:

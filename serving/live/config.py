@@ -60,6 +60,8 @@ class LiveConfig(ConnectionFlags):
     """How long to wait for one answer."""
     host: str = "127.0.0.1"
     """Address to listen on. Whoever reaches it can trigger decisions."""
+    allowed_host: Names = ()
+    """A name by which the console is called, once per name; localhost, --host and any address are known."""
     http_port: int = 8090
     """The page, its interface and /metrics. 0 takes a free port."""
     grpc_port: int | None = None
@@ -105,6 +107,8 @@ class LiveConfig(ConnectionFlags):
         check_flag(self.wait_s >= 0, "--wait-s", self.wait_s, "Use 0 or more.")
         check_flag(self.keep_days >= 0, "--keep-days", self.keep_days, "Use 0 or more.")
         check_flag(self.keep_gib >= 0, "--keep-gib", self.keep_gib, "Use 0 or more.")
+        for name in self.allowed_host:
+            check_flag(not set(name) & set("/:* "), "--allowed-host", name, "Use a name, without scheme and port.")
         self.cameras()
 
     def cameras(self) -> dict[str, tuple[str, float]]:

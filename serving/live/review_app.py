@@ -41,7 +41,7 @@ def build_review_app(config: LiveConfig, review: Review, desk: Desk, board: Boar
             "console": {"server": config.target, "audit": {"line": line, "head": head}},
         }
 
-    app = base_app(board, recorder, state, page="review.html")
+    app = base_app(config, board, recorder, state, page="review.html")
     add_incident_actions(app, desk, truth=review.truth)
 
     @app.post("/api/cases/open", status_code=202)

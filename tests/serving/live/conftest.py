@@ -152,7 +152,8 @@ def unsure_server(start_server: Any) -> Iterator[Restartable]:
 @pytest.fixture(scope="session")
 def console(start_console: StartConsole, camera_flags: list[str], unsure_server: Any) -> Iterator[Console]:
     """The console that most tests share, its cameras ready for a trigger."""
-    with start_console(*camera_flags, "--server", unsure_server.grpc, "--grpc-port", "0") as running:
+    flags = ("--server", unsure_server.grpc, "--grpc-port", "0", "--allowed-host", "console.stadium")
+    with start_console(*camera_flags, *flags) as running:
         ready_for_trigger(running)
         yield running
 

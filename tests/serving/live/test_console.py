@@ -140,6 +140,42 @@ def test_pages_of_other_origins_can_do_nothing(console: Any) -> None:
     assert len(console.state()["incidents"]) == count
 
 
+def _ask_as(console: Any, host: str, path: str, *, method: str = "GET") -> httpx.Response:
+    origin = {"Origin": f"http://{host}"} if method == "POST" else {}
+    content = b"{}" if method == "POST" else None
+    headers = {"Host": host, "Content-Type": "application/json", **origin}
+    with httpx.stream(method, f"{console.url}{path}", headers=headers, content=content, timeout=20) as response:
+        if response.status_code != 200:
+            response.read()
+        return response
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/"),
+        ("GET", "/api/state"),
+        ("GET", "/api/events"),
+        ("GET", f"/api/clips/{'0' * 64}.mp4"),
+        ("POST", "/api/trigger"),
+    ],
+)
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8090", "127.0.0.1.evil.example", "localhost@evil", ""])
+def test_a_name_that_somebody_let_resolve_to_this_machine_is_refused(
+    console: Any, host: str, method: str, path: str
+) -> None:
+    count = len(console.state()["incidents"])
+    response = _ask_as(console, host, path, method=method)
+    assert response.status_code == 421
+    assert "--allowed-host" in response.text
+    assert len(console.state()["incidents"]) == count
+
+
+def test_a_console_answers_to_localhost_any_address_and_allowed_names(console: Any) -> None:
+    for host in ("localhost:1", "LOCALHOST.", "127.0.0.1", "10.1.2.3:8090", "[::1]:8090", "console.stadium"):
+        assert _ask_as(console, host, "/api/state").status_code == 200, host
+
+
 def test_a_replay_that_is_no_video_is_refused_by_name_and_the_decision_stays(console: Any) -> None:
     name = console.trigger(1.5)
     console.decided(name, views=3)

@@ -59,6 +59,7 @@ def test_a_clock_that_is_set_is_told_of_once() -> None:
         ({"camera": ("main=a",), "camera_offset": ("left=1",)}, "There is no camera 'left'"),
         ({"camera": ("main=a",), "camera_offset": ("main=late",)}, "NAME=SECONDS"),
         ({"camera": ("main=a",), "buffer_s": 5.0}, "Use 12 or more"),
+        ({"camera": ("main=a",), "allowed_host": ("http://stadium",)}, "Use a name, without scheme and port"),
         ({}, "Pass cameras, or --review DIR"),
         ({"camera": ("main=a",), "review": Path()}, "Pass cameras, or --review DIR"),
     ],
