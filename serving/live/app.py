@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
@@ -45,6 +46,8 @@ from serving.live.trigger import NotInBufferError, TriggerBody, open_incident
 STATIC: Final = Path(__file__).parent / "static"
 MAX_CLIP_BYTES: Final = 64 << 20
 KEEP_ALIVE_S: Final = 10.0
+
+log = logging.getLogger("mvfoul.live")
 
 
 class ViewBody(BaseModel):
@@ -210,6 +213,8 @@ async def _stream(request: Request, board: Board, state: Callable[[], dict[str, 
                 yield _event(event.kind, event.data)
     finally:
         board.unsubscribe(subscriber)
+        if not board.is_closed:
+            log.info("a page at %s went away", request.client.host if request.client else "an unknown address")
 
 
 def _event(kind: str, data: Any) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any, Final
 
-from serving.live.incident import Incident, Ruling, View
+from serving.live.incident import Incident, Ruling, View, free_name
 from serving.live.stills import stills
 
 DISCLAIMER: Final = "The referee decides. This is what a model computed from the clips, and no official decision."
@@ -32,15 +32,28 @@ def case_zip(incident: Incident, *, truth: Mapping[str, str] | None = None) -> b
         incident: With the clips that are still in memory or kept; what is gone is named by its hash.
         truth: Action class and offence severity as annotated, in review.
     """
-    document = {**incident.to_json(), "truth": dict(truth or {}), "disclaimer": DISCLAIMER}
+    files = _file_names(incident)
+    document = {**incident.to_json(), "files": files, "truth": dict(truth or {}), "disclaimer": DISCLAIMER}
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-        for view in incident.views.values():
-            if view.data:
-                archive.writestr(f"clips/{view.name.removesuffix('.mp4')}.mp4", view.data)
+        for name, file in files.items():
+            archive.writestr(file, incident.views[name].data)
         archive.writestr("decision.json", json.dumps(document, indent=2))
         archive.writestr("report.html", report_html(incident, truth=truth))
     return out.getvalue()
+
+
+def _file_names(incident: Incident) -> dict[str, str]:
+    """Return a file for each view that has a clip, none twice: not even where `Left` and `left` are one file."""
+    taken: set[str] = set()
+    files: dict[str, str] = {}
+    for view in incident.views.values():
+        if view.data:
+            stem = view.name.removesuffix(".mp4")
+            unique = free_name(stem.lower(), taken)
+            taken.add(unique)
+            files[view.name] = f"clips/{stem}{unique.removeprefix(stem.lower())}.mp4"
+    return files
 
 
 def report_html(incident: Incident, *, truth: Mapping[str, str] | None = None) -> str:

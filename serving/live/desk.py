@@ -20,7 +20,7 @@ from serving.client import FoulClient
 from serving.live.board import Board
 from serving.live.camera import Camera
 from serving.live.cutting import DeskSettings, cut_view
-from serving.live.incident import Incident, Trigger, View, ViewState
+from serving.live.incident import Incident, Trigger, View, ViewState, free_name
 from serving.live.judge import Judge, Opened
 from serving.live.metrics import LiveMetrics
 from serving.live.recorder import Recorder
@@ -113,7 +113,7 @@ class Desk:
         opened = self._opened(incident_id, "add", name)
         with self._mutex:
             views = opened.incident.views
-            unique = name if name not in views else f"{name}-{len(views)}"
+            unique = free_name(name, views)
             views[unique] = View(unique, "replay", "ready", data=data, ready_at_s=time.monotonic())
         self._ask(opened)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain, count
 from typing import Any, Literal
 
 Trigger = Literal["operator", "http", "timecode", "continuous", "review"]
@@ -98,6 +99,12 @@ class Incident:
     def of_state(self, state: ViewState) -> list[View]:
         """Return the views in one state."""
         return [view for view in self.views.values() if view.state == state]
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """Return a name that is not taken: itself, or with a number."""
+    numbered = (f"{name}-{number}" for number in count(2))
+    return next(free for free in chain([name], numbered) if free not in taken)
 
 
 def audit_data(incident: Incident, ruling: Ruling, used: Sequence[View]) -> dict[str, Any]:

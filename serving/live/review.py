@@ -22,7 +22,7 @@ from serving.client import FoulClient
 from serving.live.board import Board
 from serving.live.clock import now_s
 from serving.live.desk import Desk, DeskError
-from serving.live.incident import Incident
+from serving.live.incident import Incident, free_name
 from serving.live.library import Case
 from serving.live.saliency import CancelledError, Probe, occlusion
 from serving.live.server_clip import server_clip_spec
@@ -89,12 +89,12 @@ class Review:
             if known is not None and not all(isinstance(value, bytes) for value in known.clips.values()):
                 raise DeskError(f"{case_id} is a case on disk; dropped files make their own.")
             clips = dict(known.clips) if known else {}
-            clips[name if name not in clips else f"{name}-{len(clips)}"] = clip
+            clips[free_name(name, clips)] = clip
             self._cases[case_id] = Case(case_id, clips)
             dropped = [c.id for c in self._cases.values() if all(isinstance(v, bytes) for v in c.clips.values())]
             for old in dropped[:-MAX_DROPPED]:
                 del self._cases[old]
-        self._board.publish("cases", self.cases())
+            self._board.publish("cases", [case.to_json() for case in self._cases.values()])
 
     def open(self, case_id: str) -> Incident:
         """Ask about a case: all views, then each alone.
@@ -154,6 +154,10 @@ class Review:
             except MVFoulError as error:
                 log.warning("review of %s: %s", incident_id, error)
                 self._tell(incident_id, job={"error": str(error)})
+            except Exception as error:
+                log.exception("a bug in the review of %s", incident_id)
+                self._board.notice("bug-review", "error", "a fault of the review itself; its log has it.")
+                self._tell(incident_id, job={"error": f"a fault of the review itself: {error!r}"})
 
         self._thread = threading.Thread(target=run, name="review", daemon=True)
         self._thread.start()
@@ -199,5 +203,5 @@ class Review:
             examination = self._examinations[incident_id]
             if job is not None:
                 examination.job = job
-            document = examination.to_json()
-        self._board.publish("examination", document)
+            # Inside, so that pages are told in the order in which it changed.
+            self._board.publish("examination", examination.to_json())

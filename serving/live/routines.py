@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Final
 
 from mvfoul.artifact import without_nan
@@ -49,6 +50,8 @@ class Routines:
         self._recorder, self._client, self._contacts = recorder, client, contacts
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._jumps: dict[str, int] = {}
+        """What was told of already, by camera."""
         self._filter = CandidateFilter(config.continuous)
         self.watching: dict[str, Any] = {"on": config.continuous.every_s > 0, "level": 0.0, "reason": ""}
         """State of the continuous mode for the page."""
@@ -81,15 +84,19 @@ class Routines:
         def loop() -> None:
             while True:
                 start = time.monotonic()
-                try:
-                    work()
-                except Exception:
-                    log.exception("a bug in the routine %s", name)
-                    self._board.notice(f"bug-{name}", "error", f"a fault of the console in {name}; its log has it.")
+                self._attempt(name, work)
                 if self._stopped.wait(max(0.05, every_s - (time.monotonic() - start))):
                     return
 
         self._start(name, loop)
+
+    def _attempt(self, name: str, work: Callable[[], object]) -> None:
+        """Work; a fault that nobody thought of is told, and the routine goes on."""
+        try:
+            work()
+        except Exception:
+            log.exception("a bug in the routine %s", name)
+            self._board.notice(f"bug-{name}", "error", f"a fault of the console in {name}; its log has it.")
 
     def _look(self) -> None:
         healths = self.healths()
@@ -100,9 +107,20 @@ class Routines:
             else:
                 reason = f": {health['reason']}" if health["reason"] else ""
                 self._board.notice(key, "warning", f"camera {health['name']} is {health['state']}{reason}")
+            self._tell_of_jumps(health["name"], health["clock_jumps"])
         self._board.publish("cameras", healths)
         if jump := self._clock_watch.jump():
             self._board.notice("clock", "warning", jump)
+
+    def _tell_of_jumps(self, name: str, jumps: int) -> None:
+        new, self._jumps[name] = jumps - self._jumps.get(name, 0), jumps
+        if new > 0:
+            self._board.notice(
+                f"jump-{name}",
+                "warning",
+                f"camera {name}: its clock jumped, {jumps} times by now; the pictures are joined to those before. "
+                "If it goes on, look at the camera's time server.",
+            )
 
     def _tidy(self) -> None:
         config = self._config
@@ -123,7 +141,10 @@ class Routines:
             contact_s = timecode.contact_s(start_s)
             if self._stopped.wait(max(0.0, contact_s - now_s())):
                 return
-            self._desk.trigger(contact_s, "timecode", now_s=now_s(), note=timecode.note)
+            self._attempt("timecodes", partial(self._trigger, contact_s, timecode.note))
+
+    def _trigger(self, contact_s: float, note: str) -> None:
+        self._desk.trigger(contact_s, "timecode", now_s=now_s(), note=note)
 
     def _watch(self) -> None:
         contact_s = now_s() - self._config.after_s - 0.4

@@ -191,7 +191,7 @@ def test_a_double_press_is_one_incident(console: Any) -> None:
 
 
 def test_a_case_is_exported_with_clips_decision_and_a_report_that_needs_nothing_else(console: Any) -> None:
-    name = console.trigger(1.5, note="<b>penalty?</b>")
+    name = console.trigger(2.5, note="<b>penalty?</b>")
     incident = console.decided(name, views=3)
     archive = zipfile.ZipFile(io.BytesIO(httpx.get(f"{console.url}/api/incidents/{name}/case.zip").content))
     assert sorted(archive.namelist()) == [
@@ -214,6 +214,7 @@ def test_a_page_that_goes_away_disturbs_nobody(console: Any) -> None:
         console.decided(console.trigger(1.5), views=3)
         time.sleep(0.6)
     assert "Traceback" not in console.text()
+    console.until(lambda _: "a page at 127.0.0.1 went away" in console.text(), "the log has it")
 
 
 def test_a_full_disk_is_told_decisions_go_on_and_recording_resumes(console: Any) -> None:

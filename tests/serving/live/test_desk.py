@@ -1,10 +1,15 @@
-"""Moving the contact, dropping, and a server that is away, at moments that only a desk without a page can choose."""
+"""Moving the contact, dropping, a server that is away, and faults: moments that only a desk without a page can choose.
+
+The cameras are shelves with clips that lie ready; the server is a real one.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from importlib.metadata import version
@@ -21,11 +26,18 @@ from serving.live import judge as judging
 from serving.live.audit import LINES, AuditLog
 from serving.live.board import Board
 from serving.live.camera import CameraCut, CameraHealth, CameraSpec
+from serving.live.case import case_zip
+from serving.live.clock import now_s
+from serving.live.config import LiveConfig
 from serving.live.cutting import DeskSettings
 from serving.live.desk import Desk, DeskError
 from serving.live.incident import Incident
+from serving.live.library import Case
 from serving.live.metrics import LiveMetrics
 from serving.live.recorder import Recorder
+from serving.live.review import Review
+from serving.live.routines import Routines
+from serving.live.timecodes import Timecode
 
 CONTACT_S = 1000.0
 
@@ -35,6 +47,7 @@ class Shelf:
 
     def __init__(self, name: str, clips: dict[float, bytes], *, latest_s: float = CONTACT_S + 5) -> None:
         self.spec, self.clips, self.latest_s = CameraSpec(name, "lavfi:testsrc2"), clips, latest_s
+        self.clock_jumps = 0
         self.gate = threading.Event()
         self.gate.set()
 
@@ -56,7 +69,7 @@ class Shelf:
             buffer_bytes=0,
             codec="h264",
             clock="arrival",
-            clock_jumps=0,
+            clock_jumps=self.clock_jumps,
         )
 
     def now_s(self) -> float:
@@ -338,3 +351,81 @@ def test_a_page_is_never_told_an_older_state_of_an_incident_last(
     asker.join()
     counts = [len(document["actions"]) for document in told]
     assert counts == sorted(counts)
+
+
+def _routines(place: Place, cameras: list[Any], contacts: Any = (), **flags: Any) -> Routines:
+    config = LiveConfig(camera=("main=lavfi:testsrc2",), audit_dir=place.folder, **flags)
+    return Routines(config, cameras, place.desk, place.board, place.recorder, place.line, contacts)
+
+
+def test_a_timecode_that_fails_for_an_unknown_reason_is_told_and_the_next_one_is_decided(
+    start_place: StartPlace, clips: tuple[bytes, ...]
+) -> None:
+    start_s = now_s()
+    contacts = tuple(Timecode(start_s + 0.1 * i, is_relative=False, note=str(i)) for i in range(3))
+    camera = Shelf("main", dict.fromkeys((round(code.at_s, 2) for code in contacts), clips[0]))
+    place = start_place(camera)
+    trigger = place.desk.trigger
+
+    def trigger_badly(contact_s: float, *what: Any, **how: Any) -> Incident:
+        if how["note"] == "1":
+            raise RuntimeError("nobody thought of this")
+        return trigger(contact_s, *what, **how)
+
+    place.desk.trigger = trigger_badly
+    routines = _routines(place, [camera], contacts)
+    routines.start()
+    try:
+        place.until(lambda: [i["note"] for i in place.desk.incidents()] == ["0", "2"], "the first and the last")
+    finally:
+        routines.stop()
+    assert "a fault of the console in timecodes" in str(place.board.notices())
+
+
+def test_a_camera_whose_clock_jumps_is_told_of_each_time(start_place: StartPlace) -> None:
+    camera = Shelf("main", {})
+    place = start_place(camera)
+    routines = _routines(place, [camera])
+    routines._look()
+    assert place.board.notices() == []
+    for jumps in (1, 3):
+        camera.clock_jumps = jumps
+        routines._look()
+        assert f"camera main: its clock jumped, {jumps} times" in str(place.board.notices())
+
+
+def test_a_review_that_fails_for_an_unknown_reason_says_so_and_the_next_question_works(
+    start_place: StartPlace, clips: tuple[bytes, ...]
+) -> None:
+    place = start_place()
+    review = Review({"case": Case("case", {"a": clips[0]})}, place.desk, place.line, place.board)
+    classify = place.line.classify
+
+    def classify_badly(clips: Any, **how: Any) -> Any:
+        if how["priority"] == "bulk":
+            raise RuntimeError("nobody thought of this")
+        return classify(clips, **how)
+
+    place.line.classify = classify_badly
+    review.open("case")
+    place.until(lambda: "error" in review.examinations()[0]["job"], "the page is told")
+    assert "a fault of the review itself" in str(place.board.notices())
+    place.line.classify = classify
+    review.open("case")
+    place.until(lambda: review.examinations()[1]["alone"], "the next one works")
+    review.cancel()
+
+
+def test_a_replay_with_the_name_of_a_camera_loses_no_clip_in_the_case(
+    start_place: StartPlace, clips: tuple[bytes, ...]
+) -> None:
+    place = start_place(Shelf("left", {CONTACT_S: clips[0]}))
+    incident = place.trigger()
+    place.decided(incident)
+    for name, clip in (("left.mp4", clips[1]), ("LEFT-2", clips[2]), ("left.mp4", clips[3])):
+        place.desk.add_replay(incident.id, name, clip)
+    archive = zipfile.ZipFile(io.BytesIO(case_zip(place.desk.complete(incident.id))))
+    stored = [name for name in archive.namelist() if name.startswith("clips/")]
+    assert len({name.lower() for name in stored}) == 4
+    files = json.loads(archive.read("decision.json"))["files"]
+    assert [archive.read(file) for file in files.values()] == list(clips[:4])
