@@ -82,7 +82,7 @@ class AuditLog:
             self._save_head(0, GENESIS)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:
-            _sync_directory(self.directory)
+            sync_directory(self.directory)
             scan = self._checked(path)
             # The head may be one line behind, never two.
             self._save_head(scan.lines, scan.head)
@@ -295,7 +295,7 @@ def _quarantine(fd: int, whole: int, directory: Path) -> str:
         file.write(torn)
         file.flush()
         os.fsync(file.fileno())
-    _sync_directory(folder)
+    sync_directory(folder)
     os.ftruncate(fd, whole)
     os.fsync(fd)
     return f"the last line of {LINES} was half written ({len(torn)} bytes); it was moved to {target}"
@@ -317,10 +317,11 @@ def _write_head(directory: Path, n: int, sha256: str) -> None:
     temporary.replace(directory / HEAD)
     # Renamed is renamed: a head that names the line must not be followed by taking the line back.
     with contextlib.suppress(OSError):
-        _sync_directory(directory)
+        sync_directory(directory)
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Put on disk which files a directory has: a file that was renamed into it is there after a power cut, too."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from mvfoul.artifact import sha256_of
-from serving.live.audit import LINES
+from serving.live.audit import LINES, sync_directory
 from serving.live.chain import follow
 
 CLIPS: Final = "clips"
@@ -30,8 +30,10 @@ class ClipStore:
     """Clips on disk, and the latest ones in memory. Usable from several threads."""
 
     def __init__(self, audit_dir: Path) -> None:
-        """Keep clips in the folder `clips` of an audit directory."""
+        """Keep clips in the folder `clips` of an audit directory that no other process writes to."""
         self._folder = audit_dir / CLIPS
+        for left in self._folder.glob(".*"):
+            left.unlink(missing_ok=True)  # Half a clip of a process that was killed.
         self._recent: OrderedDict[str, bytes] = OrderedDict()
         self._mutex = threading.Lock()
 
@@ -44,8 +46,11 @@ class ClipStore:
         name = self.remember(data)
         target = self._folder / (name + _SUFFIX)
         if target.is_file():
+            os.utime(target)  # The policy counts from its latest use.
             return name
-        self._folder.mkdir(exist_ok=True)
+        if not self._folder.is_dir():
+            self._folder.mkdir(exist_ok=True)
+            sync_directory(self._folder.parent)
         temporary = self._folder / f".{name}.{threading.get_ident()}"
         try:
             with temporary.open("wb") as file:
@@ -53,6 +58,7 @@ class ClipStore:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(target)
+            sync_directory(self._folder)
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
@@ -83,7 +89,7 @@ class ClipStore:
         """Return the clips that the policy removes: too old, then the oldest ones over the size.
 
         Args:
-            max_age_s: Since it was written.
+            max_age_s: Since it was written, or kept again for another decision.
             max_bytes: Of all clips together.
             in_use: Clips that stay whatever the policy says.
         """

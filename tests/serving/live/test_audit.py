@@ -244,3 +244,40 @@ def test_a_changed_clip_is_named(tmp_path: Path) -> None:
     log.close()
     (tmp_path / "clips" / f"{name}.mp4").write_bytes(b"another")
     assert "was changed" in clip_faults(tmp_path)[0][0]
+
+
+def test_a_clip_that_is_kept_again_counts_from_then(tmp_path: Path) -> None:
+    store = ClipStore(tmp_path)
+    name = store.put(b"clip")
+    os.utime(tmp_path / "clips" / f"{name}.mp4", (1000, 1000))
+    assert store.expired(max_age_s=60, max_bytes=1000) == [name]
+    store.put(b"clip")
+    assert store.expired(max_age_s=60, max_bytes=1000) == []
+
+
+def test_half_a_clip_of_a_killed_process_is_removed_at_the_start(tmp_path: Path) -> None:
+    name = ClipStore(tmp_path).put(b"clip")
+    half = tmp_path / "clips" / f".{name}.140213"
+    half.write_bytes(b"cl")
+    assert ClipStore(tmp_path).get(name) == b"clip"
+    assert not half.exists()
+
+
+def test_a_clip_is_on_disk_with_its_name_before_it_counts_as_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    sync, replace = os.fsync, os.replace
+
+    def note_sync(fd: int) -> None:
+        sync(fd)
+        done.append(Path(f"/proc/self/fd/{fd}").readlink().name.split(".")[0])
+
+    def note_rename(source: Path, target: Path) -> None:
+        replace(source, target)
+        done.append("renamed")
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "replace", note_rename)
+    ClipStore(tmp_path).put(b"clip")
+    assert done[-2:] == ["renamed", "clips"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import threading
 import time
 import zipfile
@@ -23,10 +24,11 @@ from prometheus_client import CollectorRegistry
 from mvfoul.errors import UnavailableError
 from serving.client import FoulClient
 from serving.live import judge as judging
-from serving.live.audit import LINES, AuditLog
+from serving.live.audit import LINES, AuditLog, verify
 from serving.live.board import Board
 from serving.live.camera import CameraCut, CameraHealth, CameraSpec
 from serving.live.case import case_zip
+from serving.live.clips import clip_faults
 from serving.live.clock import now_s
 from serving.live.config import LiveConfig
 from serving.live.cutting import DeskSettings
@@ -129,6 +131,11 @@ class Place:
     def decided(self, incident: Incident, revision: int = 1) -> None:
         self.until(lambda: len(incident.rulings) >= revision and not incident.of_state("ready"), "a decision")
 
+    def close(self) -> None:
+        self.line.gate.set()
+        self.desk.close()
+        self.audit.close()
+
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line)["data"] for line in (self.folder / LINES).read_bytes().splitlines()]
 
@@ -142,18 +149,20 @@ StartPlace = Callable[..., Place]
 
 @pytest.fixture
 def start_place(tmp_path: Path, client: FoulClient) -> Iterator[StartPlace]:
-    """`start_place(camera, ...)`."""
-    places = []
+    """`start_place(camera, ...)`; `after=` another one, in its folder, as after a restart."""
+    places: list[Place] = []
 
-    def start(*cameras: Any) -> Place:
-        places.append(Place(tmp_path / str(len(places)), list(cameras), client))
+    def start(*cameras: Any, after: Place | None = None) -> Place:
+        if after:
+            places.remove(after)
+            after.close()
+        folder = after.folder if after else tmp_path / str(len(places))
+        places.append(Place(folder, list(cameras), client))
         return places[-1]
 
     yield start
     for place in places:
-        place.line.gate.set()
-        place.desk.close()
-        place.audit.close()
+        place.close()
 
 
 def test_a_contact_that_is_moved_while_it_is_asked_about_is_decided_on_the_new_clips(
@@ -429,3 +438,52 @@ def test_a_replay_with_the_name_of_a_camera_loses_no_clip_in_the_case(
     assert len({name.lower() for name in stored}) == 4
     files = json.loads(archive.read("decision.json"))["files"]
     assert [archive.read(file) for file in files.values()] == list(clips[:4])
+
+
+def _aged(place: Place, clip: bytes) -> Path:
+    path = place.folder / "clips" / f"{sha256(clip).hexdigest()}.mp4"
+    os.utime(path, (1000, 1000))
+    return path
+
+
+def test_old_clips_leave_by_themselves_those_in_use_stay_and_the_log_says_which(
+    start_place: StartPlace, clips: tuple[bytes, ...]
+) -> None:
+    first = start_place(Shelf("main", {CONTACT_S: clips[0]}))
+    old = first.trigger()
+    first.decided(old)
+    camera = Shelf("main", {CONTACT_S: clips[1]})
+    place = start_place(camera, after=first)
+    new = place.trigger()
+    place.decided(new)
+    gone, used = _aged(place, clips[0]), _aged(place, clips[1])
+    routines = _routines(place, [camera], keep_days=30.0)
+    routines.start()
+    place.until(lambda: not gone.exists(), "the policy is applied")
+    routines.stop()
+    assert used.exists(), "its incident can be asked about again"
+    assert place.lines()[-1] == {"removed": [gone.stem]}
+    assert clip_faults(place.folder) == ([], 1, 1)
+    assert verify(place.folder).faults == ()
+    with pytest.raises(DeskError, match="no longer kept"):
+        place.desk.ask_again(old.id)
+    place.desk.ask_again(new.id)
+    place.decided(new, revision=2)
+
+
+def test_no_clip_leaves_where_the_log_cannot_say_so(start_place: StartPlace, clips: tuple[bytes, ...]) -> None:
+    camera = Shelf("main", {CONTACT_S: clips[0]})
+    first = start_place(camera)
+    first.decided(first.trigger())
+    place = start_place(camera, after=first)
+    path = _aged(place, clips[0])
+    routines = _routines(place, [camera], keep_gib=0.0)
+    head = place.folder / "head.json.tmp"
+    head.mkdir()
+    routines._tidy()
+    assert path.exists()
+    assert "old clips are not removed" in str(place.board.notices())
+    head.rmdir()
+    routines._tidy()
+    assert not path.exists()
+    assert place.board.notices() == []
