@@ -80,8 +80,9 @@ class LiveConfig(ConnectionFlags):
     """How far a cut reaches past the contact: the end of the artifact's window and a little more."""
     wait_s: float = 3.0
     """How long a trigger waits for a camera that is late. Then the camera is masked in that decision."""
-    contact_offset_s: float = 0.0
-    """The contact was so many seconds before a trigger that does not say."""
+    contact_offset_s: float = 1.2
+    """The contact was so many seconds before a trigger that does not say (key F): about what it takes to see and press.
+    With less than --after-s, the decision waits for pictures that are still to come."""
     timecodes: Path | None = None
     """A file of contacts to decide, one a line: UNIX seconds, ISO 8601, or +SECONDS after the start; then a note."""
     continuous: ContinuousConfig = field(default_factory=ContinuousConfig)
@@ -103,6 +104,12 @@ class LiveConfig(ConnectionFlags):
         check_flag(self.buffer_mib >= 1, "--buffer-mib", self.buffer_mib, "Use 1 or more.")
         check_flag(
             0 < self.after_s < self.buffer_s - 3, "--after-s", self.after_s, "Use more than 0, less than the buffer."
+        )
+        check_flag(
+            0 <= self.contact_offset_s <= self.buffer_s - 3,
+            "--contact-offset-s",
+            self.contact_offset_s,
+            "Use 0 or more, 3 less than the buffer at most.",
         )
         check_flag(self.wait_s >= 0, "--wait-s", self.wait_s, "Use 0 or more.")
         check_flag(self.keep_days >= 0, "--keep-days", self.keep_days, "Use 0 or more.")

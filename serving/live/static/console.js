@@ -166,6 +166,7 @@ listen({
     state.incidents = new Map(all.incidents.map((incident) => [incident.id, incident]));
     if (!state.incidents.has(before)) { state.selected = [...state.incidents.keys()].at(-1) ?? null; state.revision = null; }
     showCameras(all.cameras); showNotices(all.notices); showWatching(all.watching); show();
+    for (const ago of document.querySelectorAll("[data-default-ago]")) ago.textContent = all.console.contact_offset_s;
   },
   incident: take, cameras: showCameras, notices: showNotices, watching: showWatching,
 }, (connected) => {

@@ -119,6 +119,16 @@ def test_a_key_brings_a_decision_with_confidences_weights_latency_and_whose_it_i
     assert "not an official decision" in page.text(".disclaimer")
 
 
+def test_the_main_key_means_a_contact_a_moment_ago_and_the_help_says_so(page: Page, console: Any) -> None:
+    name = page.trigger("f")
+    page.until_used("main", "left", "right")
+    incident = console.incident(name)
+    assert incident["triggered_at_s"] - incident["contact_s"] == pytest.approx(1.2, abs=1e-3)
+    page.press("?")
+    assert "decide: contact 1.2 s ago" in page.text("#help")
+    page.press(Keys.ESCAPE)
+
+
 def test_all_players_step_by_exactly_one_frame_and_stay_in_step(page: Page) -> None:
     page.trigger("2")
     page.until_used("main", "left", "right")

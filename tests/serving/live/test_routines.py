@@ -60,6 +60,7 @@ def test_a_clock_that_is_set_is_told_of_once() -> None:
         ({"camera": ("main=a",), "camera_offset": ("main=late",)}, "NAME=SECONDS"),
         ({"camera": ("main=a",), "buffer_s": 5.0}, "Use 12 or more"),
         ({"camera": ("main=a",), "allowed_host": ("http://stadium",)}, "Use a name, without scheme and port"),
+        ({"camera": ("main=a",), "contact_offset_s": -1.0}, "Use 0 or more, 3 less than the buffer at most"),
         ({}, "Pass cameras, or --review DIR"),
         ({"camera": ("main=a",), "review": Path()}, "Pass cameras, or --review DIR"),
     ],
