@@ -4,9 +4,13 @@
     python benchmarks/live.py --artifact runs/demo/artifact --triggers 50 --protocol rtsp --json result.json
 
 Starts the stream server (three clips of moving noise, 25 fps), `python -m serving` and `python -m serving.live` on free
-ports and stops them at the end. Each trigger names a contact 1.2 s ago, so no picture of it is still to come.
+ports and stops them at the end. Each trigger names a contact 1.2 s ago, as the key F does. A cut reaches 1.1 s past the
+contact, so its last picture was taken 0.1 s before the trigger: nothing has to happen any more, but that picture is
+still on its way through camera and network, and the stage "wait" is for it. It counts.
 "first" is the first answer, "all views" the last one; "model" is what the server says that decoding, encoder and head
 took. The goal: the 95th percentile of "all views" less "model" is under 1 s.
+
+Exit codes: 0 the goal is met, 1 it is missed or nothing could be measured.
 """
 
 from __future__ import annotations
@@ -47,8 +51,7 @@ def main() -> int:
         except RigError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-    _report(options, rows)
-    return 0
+    return _report(options, rows)
 
 
 def _parse() -> argparse.Namespace:
@@ -93,7 +96,8 @@ def _measure(rig: Rig) -> dict[str, dict[str, float]]:
     return {"first": rulings[0]["stages_s"], "all views": {**last, "less model": last["total"] - model_ms / 1000}}
 
 
-def _report(options: argparse.Namespace, rows: Sequence[dict[str, dict[str, float]]]) -> None:
+def _report(options: argparse.Namespace, rows: Sequence[dict[str, dict[str, float]]]) -> int:
+    """Print the figures; return the exit code."""
     flags = f"--artifact {options.artifact} --triggers {options.triggers} --protocol {options.protocol}"
     print(f"python benchmarks/live.py {flags}")
     load = f"load {os.getloadavg()[0]:.1f} at the end"
@@ -109,9 +113,12 @@ def _report(options: argparse.Namespace, rows: Sequence[dict[str, dict[str, floa
             figures[f"{answer} {stage}"] = {"p50_s": p50, "p95_s": p95, "max_s": values[-1]}
             print(f"{answer + ' ' + stage:22}{1000 * p50:9.0f}{1000 * p95:9.0f}{1000 * values[-1]:9.0f}")
     added = figures["all views less model"]["p95_s"]
-    print(f"\np95 from trigger to the decision on all views, less the model: {added:.3f} s; goal: under {GOAL_S:g} s")
+    verdict = "met" if added < GOAL_S else "MISSED"
+    print(f"\np95 from trigger to the decision on all views, less the model: {added:.3f} s")
+    print(f"goal: under {GOAL_S:g} s: {verdict}")
     if options.json:
         options.json.write_text(json.dumps({"command": flags, "figures": figures}, indent=2))
+    return 0 if added < GOAL_S else 1
 
 
 if __name__ == "__main__":
