@@ -58,8 +58,10 @@ benchmarks: $(STAMP) ## Every benchmark that runs on a CPU, to the terminal
 	OMP_NUM_THREADS=1 $(PY) benchmarks/train_step.py --backbones mc3_18 --size 32 --frames 8
 	$(PY) benchmarks/backbones.py
 	$(PY) benchmarks/serve.py --artifact "$(OUT)/artifact"
+	$(PY) benchmarks/serve_load.py --artifact "$(OUT)/artifact" --only saturation open-loop batching
 	$(PY) benchmarks/triton_batching.py --artifact "$(OUT)/artifact"
 	$(PY) benchmarks/live.py --artifact "$(OUT)/artifact"
+	$(PY) benchmarks/live_cameras.py --seconds 20
 
 images: $(STAMP) ## The container images, and what is in them; IMAGES="serving", LOCAL_BASE=1 (docs/images.md)
 	@scripts/images.sh $(IMAGES)
