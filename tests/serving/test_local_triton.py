@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -64,6 +65,7 @@ def test_a_killed_triton_leaves_no_model_behind(start_triton, triton_repository,
     with start_triton(triton_repository) as triton:
         models = children(triton.pid)
         assert len(models) == 2
+        os.kill(models[0], signal.SIGSTOP)  # it cannot notice by itself
         triton.kill()
         wait_until(lambda: all(map(gone, models)), "the models' processes have ended")
         assert not triton.is_ready()
