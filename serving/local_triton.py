@@ -303,10 +303,6 @@ def _serve(config: TritonConfig) -> int:
             return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
-
-
 @contextmanager
 def _following(pid: int) -> Iterator[None]:
     """See to it that the children of a process end soon after it.
@@ -323,8 +319,11 @@ def _following(pid: int) -> Iterator[None]:
 
 
 def _children(pid: int) -> list[int]:
-    lists = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for listed in lists for child in listed.read_text().split()]
+    found: list[int] = []
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # a thread that has just ended
+            found += map(int, listed.read_text().split())
+    return found
 
 
 def _held(pid: int, stack: ExitStack) -> int | None:
@@ -335,3 +334,7 @@ def _held(pid: int, stack: ExitStack) -> int | None:
         return None
     stack.callback(os.close, descriptor)
     return descriptor
+
+
+if __name__ == "__main__":
+    sys.exit(main())
