@@ -24,7 +24,7 @@ from serving.live.clock import TICKS_PER_S, now_s
 from serving.live.cut import CameraCut, CutError, cut_pictures, sha256_of
 from serving.live.intake import Intake
 from serving.live.source import Source, WrongCodecError, check_url, open_source, public_url
-from serving.live.watch import PictureWatch
+from serving.live.watch import PictureState, PictureWatch
 
 __all__ = ["Camera", "CameraCut", "CameraHealth", "CameraSpec", "CutError", "check_names"]
 
@@ -173,6 +173,11 @@ class Camera:
             sha256=sha256_of(data),
         )
 
+    def picture_at(self, instant_s: float) -> PictureState:
+        """Return whether the picture was black or frozen at an instant; an empty string if it was neither."""
+        with self._changed:
+            return self._watch.state_at(instant_s)
+
     def health(self) -> CameraHealth:
         """Say how the camera is now."""
         with self._changed:
@@ -270,7 +275,7 @@ class Camera:
             self._codec = source.codec
             if not goes_on:
                 self._connects += 1
-                self._watch = PictureWatch()
+                self._watch.reset()
                 self._is_connected = True
                 self._last_arrival_s = self._clock()
         if not goes_on:
@@ -285,9 +290,9 @@ class Camera:
             _log.warning("camera %s: %s: %s", self.spec.name, state, reason)
 
     def _add(self, picture: CodedPicture) -> None:
-        with suppress(av.error.FFmpegError):
-            self._watch.look(picture)
         with self._changed:
+            with suppress(av.error.FFmpegError):
+                self._watch.look(picture)
             segment = picture.segment
             segment.width_px, segment.height_px = (
                 self._watch.size_px if self._watch.size_px[0] else (segment.width_px, segment.height_px)

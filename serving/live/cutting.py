@@ -9,7 +9,7 @@ from typing import Final
 from serving.live.camera import Camera, CutError
 from serving.live.incident import View
 
-_NO_PICTURE: Final = ("frozen", "black", "wrong_codec")
+_SEEN: Final = {"black": "the picture is black", "frozen": "the picture does not change"}
 _NOT_COMING: Final = ("gone", "connecting")
 """What is in the buffer may still do; nothing more is waited for."""
 
@@ -28,11 +28,17 @@ def cut_view(camera: Camera, contact_s: float, settings: DeskSettings) -> View:
     start = time.monotonic()
     health = camera.health()
     view = View(camera.spec.name, "camera", "masked", f"{health.state}: {health.reason}".rstrip(": "))
-    if health.state not in _NO_PICTURE:
+    if health.state == "wrong_codec":
+        pass
+    elif seen := camera.picture_at(contact_s):
+        view = replace(view, reason=f"{seen}: {_SEEN[seen]}")
+    else:
         if health.state not in _NOT_COMING:
             camera.wait_for(contact_s + settings.after_s, settings.wait_s)
         waited = time.monotonic()
         try:
+            if seen := camera.picture_at(contact_s):  # seen while it waited
+                raise CutError(f"{seen}: {_SEEN[seen]}")
             cut = camera.cut(contact_s, after_s=settings.after_s)
             view = View(camera.spec.name, "camera", "ready", data=cut.data)
         except CutError as error:

@@ -1,11 +1,13 @@
 """Look at a keyframe now and then: is the picture black, or does it no longer change?
 
-Cheap by design: one keyframe a second is decoded, by itself, and every few pixels are compared.
+Cheap by design: one keyframe a second is decoded, by itself, and every few pixels are compared; of what lies between,
+only the size. Does not see a frozen picture that the encoder pads to a constant bit rate inside its pictures.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections import deque
+from typing import Any, Final, Literal
 
 import av
 import numpy as np
@@ -13,6 +15,8 @@ from numpy.typing import NDArray
 
 from mvfoul.video import DEFAULT_LIMITS
 from serving.live.buffer import CodedPicture
+
+PictureState = Literal["", "black", "frozen"]
 
 _PERIOD_S: Final = 0.9
 _FROZEN_AFTER_S: Final = 1.8
@@ -23,24 +27,43 @@ _BLACK_BELOW: Final = 24
 _SAME_MEAN: Final = 0.35
 _SAME_PIXEL: Final = 8
 _SAME_SHARE: Final = 0.001
+# Between the keyframes of a frozen picture the encoder says "as before" in a few bytes; a clip that is played over and
+# over has equal keyframes too, but what moves lies between them.
+_STILL_BYTES: Final = 64
+_STILL_SHARE: Final = 0.02
 
 
 class PictureWatch:
-    """Remembers the last keyframe that it looked at."""
+    """Remembers the last keyframe that it looked at, and what it thought of those before."""
 
     def __init__(self) -> None:
+        self._history: deque[tuple[float, PictureState]] = deque(maxlen=64)
+        """Since when, and what; changes only."""
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin with a new connection; what was seen before stays known."""
         self.is_black = False
         self.is_frozen = False
         self.size_px = (0, 0)
         self._last: NDArray[np.uint8] | None = None
         self._looked_s = float("-inf")
         self._same_since_s: float | None = None
+        self._between: list[int] = []
+        """Bytes of the pictures since the last keyframe that was looked at, but for keyframes."""
+
+    def state_at(self, instant_s: float) -> PictureState:
+        """Return how the picture was at an instant on the common clock; later than the last look, as it was then."""
+        return next((state for since_s, state in reversed(self._history) if since_s <= instant_s), "")
 
     def look(self, picture: CodedPicture) -> None:
-        """Judge a keyframe, unless the last one was looked at less than a second ago."""
+        """Judge a keyframe, unless all was well less than a second ago."""
         at_s = picture.unix_s
-        if not picture.is_keyframe or 0 <= at_s - self._looked_s < _PERIOD_S:
+        if not picture.is_keyframe:
+            self._between.append(len(picture.data))
             return
+        if 0 <= at_s - self._looked_s < _PERIOD_S and not (self.is_black or self.is_frozen):
+            return  # Trouble is looked at each time: the next keyframe may be seconds away.
         frame = _decode(picture)
         if frame is None:
             return
@@ -49,10 +72,25 @@ class PictureWatch:
         width, height = _GRID_PX
         pixels = frame.reformat(width, height, "gray", interpolation="POINT", threads=1).to_ndarray()
         self.is_black = bool(np.percentile(pixels, 99) < _BLACK_BELOW)
-        if self._last is None or not is_same(self._last, pixels):
+        if self._last is None or self._moved(len(picture.data)) or not is_same(self._last, pixels):
             self._same_since_s = at_s
-        self._last = pixels
+        self._last, self._between = pixels, []
         self.is_frozen = self._same_since_s is not None and at_s - self._same_since_s >= _FROZEN_AFTER_S
+        self._remember(at_s)
+
+    def _moved(self, keyframe_bytes: int) -> bool:
+        """Whether something happened between two keyframes, by the bytes that it took."""
+        still = max(_STILL_BYTES, _STILL_SHARE * keyframe_bytes)
+        return bool(self._between) and sum(self._between) / len(self._between) > still
+
+    def _remember(self, at_s: float) -> None:
+        state: PictureState = "black" if self.is_black else "frozen" if self.is_frozen else ""
+        if state == "frozen" and self._same_since_s is not None:
+            at_s = self._same_since_s  # known only now
+            while self._history and self._history[-1][0] >= at_s and self._history[-1][1] != "black":
+                self._history.pop()
+        if (self._history[-1][1] if self._history else None) != state:
+            self._history.append((at_s, state))
 
 
 def is_same(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> bool:
