@@ -37,10 +37,10 @@ def cut_view(camera: Camera, contact_s: float, settings: DeskSettings) -> View:
             camera.wait_for(contact_s + settings.after_s, settings.wait_s)
         waited = time.monotonic()
         try:
-            if seen := camera.picture_at(contact_s):  # seen while it waited
-                raise CutError(f"{seen}: {_SEEN[seen]}")
             cut = camera.cut(contact_s, after_s=settings.after_s)
             view = View(camera.spec.name, "camera", "ready", data=cut.data)
+            if seen := camera.picture_at(contact_s):  # seen while it waited
+                view = replace(view, state="masked", data=b"", reason=f"{seen}: {_SEEN[seen]}")
         except CutError as error:
             view = replace(view, reason=str(error))
         view.wait_s, view.cut_s = waited - start, time.monotonic() - waited
