@@ -23,7 +23,7 @@ from serving.live.buffer import CodedPicture, RingBuffer
 from serving.live.clock import TICKS_PER_S, now_s
 from serving.live.cut import CameraCut, CutError, cut_pictures, sha256_of
 from serving.live.intake import Intake
-from serving.live.source import Source, WrongCodecError, check_url, open_source, public_url
+from serving.live.source import Received, Source, WrongCodecError, check_url, open_source, public_url
 from serving.live.watch import PictureState, PictureWatch
 
 __all__ = ["Camera", "CameraCut", "CameraHealth", "CameraSpec", "CutError", "check_names"]
@@ -212,7 +212,7 @@ class Camera:
         if not self._is_connected:
             return self._trouble
         if now_s - self._last_arrival_s > _LATE_AFTER_S:
-            return "late", f"no picture for {now_s - self._last_arrival_s:.1f} s"
+            return "late", f"no picture for more than {_LATE_AFTER_S:g} s"
         if math.isinf(settled_s):
             return "connecting", self._overflow() or "waits for a keyframe"
         return self._judge_picture(behind_s=now_s - settled_s)
@@ -224,9 +224,9 @@ class Camera:
             return "frozen", "the picture does not change"
         behind_s += self.spec.offset_s  # meant by the operator
         if behind_s > _LATE_AFTER_S:
-            return "late", f"the newest picture is {behind_s:.1f} s behind"
+            return "late", f"its pictures are more than {_LATE_AFTER_S:g} s behind"
         if behind_s < -_AHEAD_S:
-            return "late", f"its clock is {-behind_s:.1f} s ahead of this machine's; set both by one time server"
+            return "late", f"its clock is more than {_AHEAD_S:g} s ahead of this machine's; set both by one time server"
         return "ok", self._overflow()
 
     def _overflow(self) -> str:
@@ -253,7 +253,7 @@ class Camera:
                 with open_source(self.spec.url) as source:
                     self._connect(source, goes_on=goes_on)
                     for received in source.pictures():
-                        picture = self._intake.take(received, self._clock())
+                        picture = self._take(received)
                         if source.is_paced:
                             self._stopping.wait(max(0.0, self._intake.due_s - self._clock()))
                         if self._stopping.is_set():
@@ -268,6 +268,21 @@ class Camera:
             return "gone", "it does not answer" if not self._is_connected else "nothing came for seconds"
         except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:
             return "gone", str(getattr(error, "strerror", "") or error)
+        except Exception as error:  # noqa: BLE001  a bug, ours or a library's: the camera is tried again as after any loss
+            _log.exception("camera %s: an unforeseen fault", self.spec.name)
+            return "gone", f"an unforeseen fault ({type(error).__name__}: {error}); the log has it"
+
+    def _take(self, received: Received) -> CodedPicture:
+        jumps = self._intake.jumps
+        picture = self._intake.take(received, self._clock())
+        if self._intake.jumps > jumps:
+            _log.warning(
+                "camera %s: its timestamps jumped by %+.1f s; jump %d, joined to what came before",
+                self.spec.name,
+                self._intake.jumped_s,
+                self._intake.jumps,
+            )
+        return picture
 
     def _connect(self, source: Source, *, goes_on: bool) -> None:
         with self._changed:

@@ -1,4 +1,9 @@
-"""Notices that somebody set the machine's clock; the console itself goes on with one that never jumps."""
+"""Notices that somebody set the machine's clock; the console itself goes on with one that never jumps.
+
+Cuts of cameras that are timed by arrival stay right. A camera that tells the time itself (RTCP) and whose clock was
+set together with the machine's differs from the console's by the jump from then on: it is late or ahead, and an
+instant of the console finds other pictures in it, until the console starts again.
+"""
 
 from __future__ import annotations
 
@@ -26,4 +31,4 @@ class ClockWatch:
         if abs(step_s) < JUMP_S:
             return ""
         self._told_s = drift_s
-        return f"the machine's clock jumped by {step_s:+.1f} s; the console goes on with its own, cuts stay right"
+        return f"the machine's clock jumped by {step_s:+.1f} s; the console goes on with its own"

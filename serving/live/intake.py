@@ -33,6 +33,8 @@ class Intake:
     def __init__(self, *, offset_s: float) -> None:
         self.pace = Pace()
         self.jumps = 0
+        self.jumped_s = 0.0
+        """By how much the timestamps jumped last; positive is forwards."""
         self.delay_s = 0.0
         """From when a picture was taken until it is here, smoothed. By arrival: without what is constant in it."""
         self._offset_s = offset_s
@@ -119,7 +121,10 @@ class Intake:
         is_jump = not self._is_new and self._jumps.is_jump(order, arrival_s, before.segment.clock)
         if not is_jump and not self._is_new:
             return before
-        self.jumps += is_jump
+        if is_jump:
+            self.jumps += 1
+            due = before.order_ticks + (arrival_s - before.arrival_s) * TICKS_PER_S
+            self.jumped_s = (order - due) / TICKS_PER_S
         # It went on with the next picture; if not, arrivals will tell.
         goes_on_s = before.segment.clock.unix_s(before.order_ticks + self.pace.interval_ticks)
         zero_s = goes_on_s - order / TICKS_PER_S

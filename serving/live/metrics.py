@@ -52,6 +52,7 @@ _COUNTERS: Final = (
     ("frames", "Frames that arrived", "frames"),
     ("frames_dropped", "Frames that did not arrive", "dropped"),
     ("reconnects", "Connections after the first", "reconnects"),
+    ("camera_clock_jumps", "Jumps of the timestamps", "clock_jumps"),
 )
 
 

@@ -7,7 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from fractions import Fraction
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -23,7 +23,7 @@ from mvfoul.video import decode_clip
 from serving.live import srt
 from serving.live.camera import Camera, CameraHealth, CameraSpec, CutError, check_names
 from serving.live.clock import now_s
-from serving.live.source import has_protocol
+from serving.live.source import Source, has_protocol, open_source
 from serving.live.streaming.channel import OnAir
 from serving.live.streaming.programme import Repeated, Take
 from serving.live.streaming.server import Address, StreamProtocol, StreamServer, free_udp_port
@@ -185,8 +185,8 @@ def test_a_stalled_camera_is_late_and_then_well_again(studio: StreamServer, came
     _until(main, lambda health: health.state == "ok")
     studio.fail("c", "stall", 1.3)
 
-    assert _until(main, lambda health: health.state == "late").reason.endswith("s behind")
-    assert "no picture for 1." in _until(main, lambda health: "no picture" in health.reason).reason
+    assert _until(main, lambda health: health.state == "late").reason == "its pictures are more than 1 s behind"
+    assert "no picture for more than 1 s" in _until(main, lambda health: "no picture" in health.reason).reason
     health = _until(main, lambda health: health.state == "ok")
     assert (health.dropped, health.reconnects) == (0, 0)
     assert health.jitter_s > 0.01
@@ -268,6 +268,22 @@ def test_what_is_no_video_is_gone_not_a_failure(camera: Callable[..., Camera], t
     path = tmp_path / "page.html"
     path.write_text("<html>no camera here</html>")
     assert "Invalid data" in _until(camera(str(path)), lambda health: health.state == "gone").reason
+
+
+def test_a_fault_that_nobody_thought_of_is_told_and_the_camera_tried_again(
+    clip: Path, camera: Callable[..., Camera], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = [RuntimeError("a bug")]
+
+    def open_once_in_vain(url: str) -> AbstractContextManager[Source]:
+        if faults:
+            raise faults.pop()
+        return open_source(url)
+
+    monkeypatch.setattr("serving.live.camera.open_source", open_once_in_vain)
+    main = camera(str(clip))
+    assert "RuntimeError: a bug" in _until(main, lambda health: health.state == "gone").reason
+    _until(main, lambda health: health.state == "ok")
 
 
 def test_a_server_that_accepts_and_says_nothing_holds_nobody_up() -> None:
