@@ -26,6 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.live_rig import Rig, RigError, running_rig
 
 AFTER_CONTACT_S = 1.3
+_WAIT_S = 60.0
+_EMPTY_WAITS = 3
+"""An action lasts seconds; when so many waits bring none, none will come."""
 
 
 def main() -> int:
@@ -76,15 +79,19 @@ def _fault(options: argparse.Namespace) -> str:
 
 def _decide(rig: Rig, actions: queue.Queue[dict[str, Any]], options: argparse.Namespace) -> int:
     """Trigger for each action after its contact; return how many were decided."""
-    started, decided = time.monotonic(), 0
+    started, decided, empty = time.monotonic(), 0, 0
     while not (options.decisions and decided >= options.decisions):
-        left_s = options.seconds - (time.monotonic() - started) if options.seconds else 60.0
+        left_s = options.seconds - (time.monotonic() - started) if options.seconds else _WAIT_S
         if left_s <= 0:
             break
         try:
-            action = actions.get(timeout=left_s)
+            action = actions.get(timeout=min(left_s, _WAIT_S))
         except queue.Empty:
+            empty += 1
+            if empty >= _EMPTY_WAITS:
+                raise RigError(f"no action began for {empty * _WAIT_S:g} s: the stream server has stopped") from None
             continue
+        empty = 0
         if not _can_be_cut(rig, action["contact_s"]):
             continue
         time.sleep(max(0.0, action["contact_s"] + AFTER_CONTACT_S - time.time()))

@@ -92,7 +92,10 @@ def _stream() -> int:
             _tell({"event": "stream", "camera": camera, "url": url})
         _tell({"event": "ready", "starts_s": server.starts_s})
         threading.Thread(target=_obey, args=(server,), daemon=True).start()
-        stopping.wait()
+        while not stopping.wait(0.5):
+            if failure := server.failure():
+                sys.stderr.write(f"error: {failure}\n")
+                return 1
     return 0
 
 

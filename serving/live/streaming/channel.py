@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
+import av
 import numpy as np
 
 from serving.live.clock import TICKS_PER_S, now_s
@@ -27,6 +30,9 @@ Fault = Literal["stall", "drop", "black", "frozen", "jump", "restart"]
 jump: timestamps change for good. restart: hangs up, and refuses connections for a while."""
 
 _START_TICKS: Final = 10 * TICKS_PER_S
+_NOTHING_TICKS: Final = 5 * TICKS_PER_S
+"""How long a take without clips is black."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +89,7 @@ class Schedule:
         with self._lock:
             is_news = number == len(self._ends)
             start = self._ends[number - 1] if number else 0
-            length = max(length_ticks(read_clip(clip)) for clip in take.clips if clip)
+            length = max((length_ticks(read_clip(clip)) for clip in take.clips if clip), default=_NOTHING_TICKS)
             if is_news:
                 self._ends.append(start + length)
         if is_news:
@@ -103,7 +109,7 @@ class Channel:
         self._sinks: set[Sink] = set()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._play, name=f"channel-{name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"channel-{name}", daemon=True)
         self._fault: tuple[Fault, float] | None = None
         self._shift_ticks = 0
         self._substitute: Iterator[EncodedPicture] | None = None
@@ -112,6 +118,8 @@ class Channel:
         self._delay_ticks = 0
         self._latest_ticks = 0
         self.is_off = False
+        self.failure: Exception | None = None
+        """Why it went off the air for good."""
 
     def start(self) -> None:
         """Go on the air."""
@@ -151,6 +159,14 @@ class Channel:
             sinks, self._sinks = self._sinks, set()
         for sink in sinks:
             sink.close()
+
+    def _run(self) -> None:
+        try:
+            self._play()
+        except Exception as error:  # noqa: BLE001  told to whoever runs the server
+            _log.exception("camera %s goes off the air", self.name)
+            self.failure = error
+            self._hang_up()
 
     def _play(self) -> None:
         number = 0
@@ -220,7 +236,13 @@ class Channel:
         with self._lock:
             sinks = list(self._sinks)
         for sink in sinks:
-            sink.send(on_air)
+            try:
+                sink.send(on_air)
+            except (av.error.FFmpegError, OSError, ValueError) as error:
+                _log.warning("camera %s: a listener is dropped: %s", self.name, error)
+                self.remove(sink)
+                with suppress(av.error.FFmpegError, OSError, ValueError):
+                    sink.close()
 
 
 def _paced(pictures: Iterable[EncodedPicture]) -> Iterator[tuple[EncodedPicture, int]]:

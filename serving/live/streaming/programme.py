@@ -47,6 +47,10 @@ class Take:
 class Programme(Protocol):
     """Takes, one after the other, and from the start again."""
 
+    @property
+    def takes(self) -> Sequence[Take]:
+        """Return each of them once."""
+
     def take(self, number: int) -> Take:
         """Return a take; numbers count on over repetitions."""
 
@@ -122,6 +126,34 @@ def _timed(packet: Any) -> tuple[int, int]:
     if packet.pts is None or packet.dts is None:
         raise InvalidClipError("a clip has pictures without timestamps. Encode it again as mp4.")
     return round(packet.pts * packet.time_base / _TICK), round(packet.dts * packet.time_base / _TICK)
+
+
+def check_takes(takes: Sequence[Take]) -> None:
+    """Read every clip of a programme before it goes on the air.
+
+    Raises:
+        InvalidClipError: One cannot be read, or differs from the camera's first in codec or size.
+    """
+    first: dict[int, tuple[str, int, int]] = {}
+    for take in takes:
+        for camera, clip in enumerate(take.clips):
+            if clip is None:
+                continue
+            try:
+                read_clip(clip)
+                form = codec_of(clip)
+            except (av.error.FFmpegError, OSError, IndexError, ValueError) as error:
+                raise InvalidClipError(f"{clip} cannot be read: {error}. Take it out, or encode it again.") from error
+            if (expected := first.setdefault(camera, form)) != form:
+                raise InvalidClipError(
+                    f"{clip} is {_said(form)}, the clip before it on this camera {_said(expected)}. "
+                    "A camera does not change on the air: encode all its clips alike."
+                )
+
+
+def _said(form: tuple[str, int, int]) -> str:
+    codec, width_px, height_px = form
+    return f"{codec} of {width_px}x{height_px}"
 
 
 def length_ticks(pictures: Sequence[EncodedPicture]) -> int:

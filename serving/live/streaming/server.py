@@ -10,7 +10,7 @@ from typing import Literal
 
 from serving.live.clock import now_s
 from serving.live.streaming.channel import Channel, Fault, Schedule, Started
-from serving.live.streaming.programme import Programme
+from serving.live.streaming.programme import Programme, check_takes
 from serving.live.streaming.rtsp import RtspStreams
 from serving.live.streaming.transport import HttpStreams, udp_sink
 
@@ -38,6 +38,7 @@ class StreamServer:
         told: Callable[[Started], None] = lambda _: None,
         delay_s: float = 0.2,
     ) -> None:
+        check_takes(programme.takes)
         self._schedule = Schedule(programme, now_s() + delay_s, told)
         self.channels = {name: Channel(name, index, self._schedule) for index, name in enumerate(cameras)}
         self._address = address
@@ -75,6 +76,11 @@ class StreamServer:
         if self._server:
             self._server.close()
             self._thread.join()
+
+    def failure(self) -> str:
+        """Return which camera went off the air for good and why; an empty string while all are well."""
+        failed = [f"camera {name}: {channel.failure}" for name, channel in self.channels.items() if channel.failure]
+        return "; ".join(failed)
 
     def fail(self, camera: str, fault: Fault, seconds: float) -> None:
         """Make a camera fail from now on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -19,7 +21,9 @@ from mvfoul.clip import preset
 from mvfoul.errors import AnnotationError, ConfigError, InvalidClipError
 from mvfoul.video import decode_clip
 from serving.live.camera import Camera, CameraSpec
-from serving.live.streaming.programme import actions_of, read_clip
+from serving.live.streaming.channel import OnAir
+from serving.live.streaming.programme import Repeated, Take, actions_of, read_clip
+from serving.live.streaming.server import StreamServer
 from serving.live.streams import StreamsConfig
 
 
@@ -115,6 +119,58 @@ def test_actions_with_most_views_come_first(dataset: Path) -> None:
 def test_a_clip_that_cannot_go_on_the_air_is_refused(numbered_clip: Callable[..., Path]) -> None:
     with pytest.raises(InvalidClipError, match=r"is mpeg4\. Encode it as h264"):
         read_clip(numbered_clip(frames=5, codec="mpeg4"))
+
+
+def test_every_clip_is_checked_before_the_first_goes_on_the_air(
+    numbered_clip: Callable[..., Path], tmp_path: Path
+) -> None:
+    good = numbered_clip(frames=10)
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    hevc = numbered_clip(frames=10, codec="libx265")
+    larger = numbered_clip(frames=10, size=(160, 96))
+    for bad, says in ((broken, "broken.mp4 cannot be read"), (hevc, "is hevc of"), (larger, "is h264 of 160x96")):
+        takes = [Take(name=str(number), clips=[clip]) for number, clip in enumerate((good, bad))]
+        with pytest.raises(InvalidClipError, match=says):
+            StreamServer(("main",), Repeated(takes))
+
+
+class _Listener:
+    def __init__(self, fault: Exception | None) -> None:
+        self.fault, self.is_closed = fault, False
+        self.pictures: list[OnAir] = []
+
+    def send(self, picture: OnAir) -> None:
+        self.pictures.append(picture)
+        if self.fault:
+            raise self.fault
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def test_a_listener_that_fails_is_dropped_and_the_others_go_on(numbered_clip: Callable[..., Path]) -> None:
+    bad, good = _Listener(av.error.ArgumentError(22, "no")), _Listener(None)
+    with StreamServer(("main",), Repeated([Take(name="one", clips=[numbered_clip(frames=10)])])) as server:
+        for listener in (bad, good):
+            server.channels["main"].add(listener)
+        time.sleep(1.0)
+        assert server.failure() == ""
+    assert (len(bad.pictures), bad.is_closed) == (1, True)
+    assert len(good.pictures) > 10
+
+
+def test_a_camera_whose_clip_vanishes_goes_off_the_air_and_the_server_says_so(
+    numbered_clip: Callable[..., Path], tmp_path: Path
+) -> None:
+    clip = tmp_path / "one.mp4"
+    shutil.copy(numbered_clip(frames=5), clip)
+    server = StreamServer(("main",), Repeated([Take(name="one", clips=[clip])]))
+    read_clip.cache_clear()
+    clip.write_bytes(b"no video")
+    with server:
+        time.sleep(0.8)
+        assert "camera main: " in server.failure()
 
 
 def test_a_camera_named_twice_is_refused() -> None:
