@@ -1,9 +1,9 @@
 // The operator's page: what the console knows, and the commands to it.
 
 import { listen, post } from "./api.js";
-import { answers, latency } from "./decision.js";
-import { byId, clock, el, meter, percent } from "./dom.js";
-import { Players, isTyping, playerKey } from "./player.js";
+import { answers, latency, sentence } from "./decision.js";
+import { announce, byId, clock, el, meter, noticeItems, percent, refill } from "./dom.js";
+import { Players, isStep, isTyping, playerKey } from "./player.js";
 
 const state = { incidents: new Map(), selected: null, revision: null, follow: true, notices: [], problem: "" };
 const players = new Players(byId("players"), byId("transport"));
@@ -56,7 +56,8 @@ function showDecision() {
   const waiting = incident.state === "failed" ? el("p", { class: "failed" }, `No decision: ${incident.message}`)
     : incident.message ? el("p", { class: "failed" }, incident.message)
       : latest ? null : el("p", { class: "asking" }, incident.state === "waiting" ? "Waiting for the pictures" : "Asking the model");
-  panel.replaceChildren(...[latest ? answers(latest.document) : null, waiting, meta(incident, latest)].filter(Boolean));
+  refill(panel, ...[latest ? answers(latest.document) : null, waiting, meta(incident, latest)].filter(Boolean));
+  announce(latest ? sentence(latest.document) : waiting?.textContent ?? "");
   panel.dataset.revision = latest?.revision ?? 0;
   byId("latency").replaceChildren(...(latest ? latency(latest) : []));
 }
@@ -87,7 +88,7 @@ function showViews() {
       : [el("td", { style: { width: "40%" } }, meter(weight, `weight of ${view.name}`)), el("td", { class: "number" }, percent(weight))];
     return el("tr", { "data-view": view.name, "data-state": view.state }, el("td", {}, view.name), middle, el("td", { class: "number" }, button));
   });
-  byId("views").replaceChildren(...rows);
+  refill(byId("views"), ...rows);
   byId("shifted").textContent = (incident?.shift_frames > 0 ? "+" : "") + String(incident?.shift_frames ?? 0);
   for (const id of ["replay-button", "ask"]) byId(id).disabled = !incident;
   for (const button of document.querySelectorAll("[data-shift]")) button.disabled = !incident;
@@ -105,7 +106,7 @@ function showHistory() {
     return el("li", {}, el("button", { type: "button", "data-incident": incident.id, "aria-current": String(incident.id === state.selected), onclick: () => select(incident.id) },
       title, el("small", {}, `${clock(incident.contact_s)} · ${incident.trigger}${incident.rulings.length > 1 ? ` · ${incident.rulings.length} answers` : ""}${incident.restored ? " · from the audit log" : ""}`)));
   });
-  byId("history").replaceChildren(...(items.length ? items : [el("li", {}, "nothing yet")]));
+  refill(byId("history"), ...(items.length ? items : [el("li", {}, "nothing yet")]));
 }
 
 function showCameras(cameras) {
@@ -117,7 +118,7 @@ function showCameras(cameras) {
 function showNotices(notices = state.notices) {
   state.notices = notices;
   const own = state.problem ? [{ key: "own", level: "warning", text: state.problem }] : [];
-  byId("notices").replaceChildren(...[...notices, ...own].slice(-6).map((notice) => el("li", { class: notice.level, "data-key": notice.key }, notice.text)));
+  byId("notices").replaceChildren(...noticeItems([...notices, ...own]));
 }
 
 function showWatching(watching) {
@@ -140,14 +141,18 @@ document.addEventListener("keydown", (event) => {
     f: () => trigger(), a: () => command("ask"), t: () => window.toggleTheme(), j: () => move(-1), k: () => move(1),
     "?": () => byId("help").showModal(), "[": () => command("shift", { frames: -1 }), "]": () => command("shift", { frames: 1 }),
   };
+  // A key that is held is one press; only frames are stepped on.
+  if (event.repeat && !isStep(event)) { event.preventDefault(); return; }
   if (/^[1-9]$/.test(key)) trigger(Number(key));
   else if (keys[key]) keys[key]();
   else if (!playerKey(players, event)) return;
   event.preventDefault();
 });
 
-byId("trigger").addEventListener("click", () => trigger());
-for (const button of document.querySelectorAll("[data-ago]")) button.addEventListener("click", () => trigger(Number(button.dataset.ago)));
+// Blurred after a mouse click (detail > 0), so that Space plays again instead of pressing it again.
+const pressed = (event) => { if (event.detail > 0) event.currentTarget.blur(); };
+byId("trigger").addEventListener("click", (event) => { pressed(event); trigger(); });
+for (const button of document.querySelectorAll("[data-ago]")) button.addEventListener("click", (event) => { pressed(event); trigger(Number(button.dataset.ago)); });
 for (const button of document.querySelectorAll("[data-shift]")) button.addEventListener("click", () => command("shift", { frames: Number(button.dataset.shift) }));
 byId("ask").addEventListener("click", () => command("ask"));
 byId("theme").addEventListener("click", () => window.toggleTheme());
@@ -164,12 +169,14 @@ listen({
   snapshot: (all) => {
     const before = state.selected;
     state.incidents = new Map(all.incidents.map((incident) => [incident.id, incident]));
-    if (!state.incidents.has(before)) { state.selected = [...state.incidents.keys()].at(-1) ?? null; state.revision = null; }
+    // Opened while this page was not connected: shown, unless somebody chose an older one.
+    if (state.follow || !state.incidents.has(before)) { state.selected = [...state.incidents.keys()].at(-1) ?? null; if (state.selected !== before) state.revision = null; }
     showCameras(all.cameras); showNotices(all.notices); showWatching(all.watching); show();
     for (const ago of document.querySelectorAll("[data-default-ago]")) ago.textContent = all.console.contact_offset_s;
   },
   incident: take, cameras: showCameras, notices: showNotices, watching: showWatching,
 }, (connected) => {
+  if (connected) players.retry();
   const pill = byId("link");
   pill.className = `pill ${connected ? "good" : "poor"}`;
   pill.textContent = connected ? "connected" : "console not reachable, trying again";

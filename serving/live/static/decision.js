@@ -26,6 +26,12 @@ function truthLine(truth, label) {
   return el("div", { class: "truth" }, "annotated: ", el("b", { class: hit ? "hit" : "miss" }, `${truth} ${hit ? "✓" : "✗"}`));
 }
 
+// The decision in one sentence, for those who hear it.
+export function sentence(document_) {
+  const say = (title, head) => `${title}: ${head.abstain ? "no decision" : `${head.top2[0].label}, ${percent(head.top2[0].probability)}`}.`;
+  return `${say("Action class", document_.action)} ${say("Offence and severity", document_.offence_severity)}`;
+}
+
 // `truth`: {action, offence_severity} in review, undefined in the console.
 export function answers(document_, truth) {
   return el("div", { class: "answers" },

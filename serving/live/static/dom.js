@@ -12,6 +12,28 @@ export function el(tag, attributes = {}, ...children) {
   return node;
 }
 
+// Replaces what a panel holds; the keyboard's focus stays on what carries the same data-… or text as before.
+export function refill(panel, ...children) {
+  const focused = panel.contains(document.activeElement) && document.activeElement !== panel ? identity(document.activeElement) : null;
+  panel.replaceChildren(...children);
+  if (focused) [...panel.querySelectorAll("button, a, input, select")].find((node) => identity(node) === focused)?.focus({ preventScroll: true });
+}
+
+const identity = (node) => `${node.tagName} ${JSON.stringify(node.dataset)} ${Object.keys(node.dataset).length ? "" : node.textContent}`;
+
+// Errors first, so that none of them is pushed out by a camera's texts.
+export function noticeItems(notices) {
+  const rank = (notice) => (notice.level === "error" || notice.key === "own" ? 0 : 1);
+  return notices.map((notice, age) => ({ notice, age })).sort((a, b) => rank(a.notice) - rank(b.notice) || b.age - a.age).slice(0, 6)
+    .map(({ notice }) => el("li", { class: notice.level, "data-key": notice.key }, notice.text));
+}
+
+// Tells a screen reader one sentence, once.
+export function announce(text) {
+  const region = byId("spoken");
+  if (region.textContent !== text) region.textContent = text;
+}
+
 export const byId = (id) => document.getElementById(id);
 
 export const percent = (probability) => `${Math.round(100 * probability)} %`;

@@ -24,6 +24,7 @@ export class Players {
     const key = JSON.stringify(views.map((v) => [v.name, v.sha256, v.sha256 ? "" : v.state]));
     if (key === this.key) return;
     this.key = key;
+    this.views = views;
     const old = this.videos;
     this.videos = new Map();
     const figures = views.map((view) => (view.sha256 ? this.#figure(view, old) : masked(view)));
@@ -48,7 +49,7 @@ export class Players {
   // As a whole, then from memory: every frame can be sought at once, and nothing is fetched twice.
   async #load(view, item) {
     const response = await fetch(`/api/clips/${view.sha256}.mp4`).catch(() => null);
-    if (!response?.ok) { item.figure.replaceWith(masked({ ...view, reason: "its clip is no longer kept" })); return; }
+    if (!response?.ok) { item.isLost = true; item.figure.replaceWith(masked({ ...view, reason: response ? "its clip is no longer kept" : "its clip could not be fetched" })); return; }
     item.url = URL.createObjectURL(await response.blob());
     item.video.src = item.url;
     item.video.addEventListener("loadeddata", () => { this.#place(item.video); this.#tell(); }, { once: true });
@@ -92,11 +93,23 @@ export class Players {
     for (const { video } of this.videos.values()) video.playbackRate = SPEEDS[this.speed];
   }
 
-  // The first video leads; one that is a frame off is put right.
+  // Clips that could not be fetched, once more: the console was away.
+  retry() {
+    if (![...this.videos.values()].some((item) => item.isLost)) return;
+    for (const [name, item] of this.videos) if (item.isLost) this.videos.delete(name);
+    this.key = "";
+    this.show(this.views);
+  }
+
+  // The first video that can be played leads; one that is a frame off is put right.
   #follow() {
     if (!this.playing) return;
-    const [leader, ...others] = [...this.videos.values()].map(({ video }) => video);
-    if (!leader) { this.pause(); return; }
+    const playable = [...this.videos.values()].map(({ video }) => video).filter((video) => video.readyState >= 2 && !video.error);
+    const [leader, ...others] = playable;
+    if (!leader) {
+      if ([...this.videos.values()].every((item) => item.isLost || item.video.error)) this.pause(); else requestAnimationFrame(() => this.#follow());
+      return;
+    }
     for (const video of others) if (Math.abs(video.currentTime - leader.currentTime) > APART_S) video.currentTime = leader.currentTime;
     this.frame = Math.min(this.last, Math.floor(leader.currentTime * FPS));
     if (leader.ended || this.frame >= this.last) {
@@ -147,6 +160,8 @@ export function playerKey(players, event) {
   act?.();
   return Boolean(act);
 }
+
+export const isStep = (event) => event.key === "ArrowLeft" || event.key === "ArrowRight";
 
 // True where a key belongs to what has the focus.
 export function isTyping(event) {

@@ -1,14 +1,19 @@
 // The review's page: recorded actions, the decision beside the annotation, each view alone, what moved the decision.
 
 import { listen, post } from "./api.js";
-import { answers, latency } from "./decision.js";
-import { byId, el, meter, percent } from "./dom.js";
-import { Players, isTyping, playerKey } from "./player.js";
+import { answers, latency, sentence } from "./decision.js";
+import { announce, byId, el, meter, noticeItems, percent, refill } from "./dom.js";
+import { Players, isStep, isTyping, playerKey } from "./player.js";
 import { drawOverlay } from "./overlay.js";
 
-const state = { cases: [], incidents: new Map(), examinations: new Map(), caseId: null, incidentId: null, head: "", notices: [], problem: "" };
+const state = { cases: [], incidents: new Map(), examinations: new Map(), caseId: null, incidentId: null, head: "", notices: [], problem: "", stale: new Set() };
 const players = new Players(byId("players"), byId("transport"), { onFrame: () => overlay() });
-const onError = (detail) => { state.problem = detail; showNotices(); };
+const onError = (detail) => {
+  // The console keeps the clips of the last cases only; chosen again, this one is opened anew.
+  if (detail.includes("open its case again")) state.stale.add(state.incidentId);
+  state.problem = detail;
+  showNotices();
+};
 
 const currentCase = () => state.cases.find((item) => item.id === state.caseId);
 const incident = () => state.incidents.get(state.incidentId);
@@ -17,7 +22,7 @@ const examination = () => state.examinations.get(state.incidentId);
 async function open(caseId) {
   state.caseId = caseId;
   state.problem = "";
-  const known = [...state.examinations.values()].filter((item) => item.case_id === caseId && state.incidents.has(item.incident_id)).at(-1);
+  const known = [...state.examinations.values()].filter((item) => item.case_id === caseId && state.incidents.has(item.incident_id) && !state.stale.has(item.incident_id)).at(-1);
   state.incidentId = known?.incident_id ?? null;
   show();
   if (known) return;
@@ -28,7 +33,7 @@ async function open(caseId) {
 function show() { showCases(); showDecision(); showViews(); showExamination(); }
 
 function showCases() {
-  byId("cases").replaceChildren(...state.cases.map((item) => {
+  refill(byId("cases"), ...state.cases.map((item) => {
     const known = [...state.examinations.values()].filter((e) => e.case_id === item.id).at(-1);
     const document_ = state.incidents.get(known?.incident_id)?.rulings.at(-1)?.document;
     const marks = document_ && item.truth ? [mark(document_.action, item.truth.action), " ", mark(document_.offence_severity, item.truth.offence_severity)] : [];
@@ -54,7 +59,8 @@ function showDecision() {
   const state_ = latest && now.state !== "failed" ? null : el("p", { class: now?.state === "failed" ? "failed" : item ? "asking" : "empty" }, text);
   const meta = latest ? el("div", { class: "meta" }, el("span", {}, item?.id ?? ""), el("span", {}, `${latest.views.length} views`),
     latest.line ? el("span", {}, `recorded, line ${latest.line}`) : el("span", { class: "unrecorded" }, "NOT RECORDED"), el("span", {}, `artifact ${latest.document.artifact}`)) : null;
-  panel.replaceChildren(...[latest ? answers(latest.document, item?.truth ?? undefined) : null, state_, meta].filter(Boolean));
+  announce(latest ? sentence(latest.document) : text);
+  refill(panel, ...[latest ? answers(latest.document, item?.truth ?? undefined) : null, state_, meta].filter(Boolean));
   byId("latency").replaceChildren(...(latest ? latency(latest) : []));
   const facts = Object.entries(item?.facts ?? {});
   byId("facts").replaceChildren(...(facts.length ? facts.map(([key, value]) => el("tr", {}, el("td", {}, key), el("td", {}, value))) : [el("tr", {}, el("td", {}, "none"))]));
@@ -64,7 +70,7 @@ function showViews() {
   const now = incident();
   const latest = now?.rulings.at(-1);
   const weights = new Map((latest?.views ?? []).map((name, i) => [name, latest.document.view_weights[i]]));
-  byId("views").replaceChildren(...(now?.views ?? []).map((view) => {
+  refill(byId("views"), ...(now?.views ?? []).map((view) => {
     const weight = weights.get(view.name);
     const back = view.state === "dropped";
     const button = view.sha256 ? el("button", { type: "button", "data-drop": view.name, onclick: () => post(`/api/incidents/${now.id}/drop`, { view: view.name, back }, { onError }) }, back ? "take back" : "drop") : "";
@@ -125,7 +131,7 @@ function overlay() {
 function showNotices(notices = state.notices) {
   state.notices = notices;
   const own = state.problem ? [{ key: "own", level: "warning", text: state.problem }] : [];
-  byId("notices").replaceChildren(...[...notices, ...own].slice(-6).map((notice) => el("li", { class: notice.level, "data-key": notice.key }, notice.text)));
+  byId("notices").replaceChildren(...noticeItems([...notices, ...own]));
 }
 
 function showHead(head) {
@@ -157,6 +163,7 @@ function move(by) {
 
 document.addEventListener("keydown", (event) => {
   if (isTyping(event) || byId("help").open) return;
+  if (event.repeat && !isStep(event)) { event.preventDefault(); return; }
   const keys = { j: () => move(1), k: () => move(-1), e: explain, t: () => window.toggleTheme(), a: () => byId("ask").click(), "?": () => byId("help").showModal() };
   const act = keys[event.key.toLowerCase()];
   if (act) act(); else if (!playerKey(players, event)) return;
@@ -188,6 +195,7 @@ listen({
   examination: (item) => { state.examinations.set(item.incident_id, item); if (item.incident_id === state.incidentId) { showExamination(); showCases(); } },
   notices: showNotices,
 }, (connected) => {
+  if (connected) players.retry();
   const pill = byId("link");
   pill.className = `pill ${connected ? "good" : "poor"}`;
   pill.textContent = connected ? "connected" : "not reachable, trying again";

@@ -119,6 +119,30 @@ def test_a_key_brings_a_decision_with_confidences_weights_latency_and_whose_it_i
     assert "not an official decision" in page.text(".disclaimer")
 
 
+def test_a_held_key_is_one_press_and_space_after_a_click_presses_nothing(page: Page, console: Any) -> None:
+    page.trigger("2")
+    before = len(console.state()["incidents"])
+    held = "document.dispatchEvent(new KeyboardEvent('keydown', {key: arguments[0], repeat: true, bubbles: true}))"
+    for key in ("f", "3", "a"):
+        page.browser.execute_script(held.replace("document.d", "document.body.d"), key)
+    time.sleep(1.5)
+    assert len(console.state()["incidents"]) == before
+    page.find("#trigger")[0].click()
+    assert page.browser.execute_script("return document.activeElement.id") != "trigger"
+
+
+def test_errors_are_shown_before_what_cameras_say(page: Page) -> None:
+    script = """const done = arguments[0];
+import("/static/dom.js").then(({ noticeItems }) => {
+  const notices = [{ key: "disk", level: "error", text: "NOT recorded" }];
+  for (let i = 0; i < 9; i++) notices.push({ key: `camera-${i}`, level: "warning", text: "late" });
+  done(noticeItems(notices).map((item) => item.dataset.key));
+}, (error) => done([String(error)]));"""
+    keys = page.browser.execute_async_script(script)
+    assert keys[0] == "disk"
+    assert len(keys) == 6
+
+
 def test_the_main_key_means_a_contact_a_moment_ago_and_the_help_says_so(page: Page, console: Any) -> None:
     name = page.trigger("f")
     page.until_used("main", "left", "right")
