@@ -143,6 +143,14 @@ import("/static/dom.js").then(({ noticeItems }) => {
     assert len(keys) == 6
 
 
+def test_the_focus_stays_where_it_is_when_the_history_is_drawn_anew(page: Page, console: Any) -> None:
+    first = page.trigger("2")
+    page.browser.execute_script("document.querySelector('#history [aria-current=true]').focus()")
+    console.trigger(3.0)
+    until(lambda: page.incident() not in ("", first), "the newer one is shown")
+    assert page.browser.execute_script("return document.activeElement.dataset.incident") == first
+
+
 def test_the_main_key_means_a_contact_a_moment_ago_and_the_help_says_so(page: Page, console: Any) -> None:
     name = page.trigger("f")
     page.until_used("main", "left", "right")

@@ -40,6 +40,12 @@ def test_one_incident_is_one_candidate_and_a_single_high_answer_is_none() -> Non
     assert [i for i, answer in enumerate(answers) if watch.update(answer)] == [4, 11]
 
 
+def test_a_dip_between_the_two_thresholds_does_not_begin_a_second_candidate() -> None:
+    watch = CandidateFilter(ContinuousConfig(every_s=1, threshold=0.7, release=0.4, smoothing=0.5))
+    answers = [0.9, 0.9, 0.9, 0.3, 0.9, 0.9, 0.9]  # the level falls to 0.54 and rises to 0.81
+    assert [i for i, answer in enumerate(answers) if watch.update(answer)] == [2]
+
+
 def test_a_clock_that_is_set_is_told_of_once() -> None:
     off_s = 0.0
     watch = ClockWatch(lambda: now_s() + off_s)
