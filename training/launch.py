@@ -36,9 +36,16 @@ _REFUSED: Final = ConfigError.exit_code
 
 
 class PlacementError(MVFoulError):
-    """Not all nodes of the run are there. Counted as a failure, unlike a preemption: somebody has to make room."""
+    """Not all nodes of the run are there. Counted as a failure, unlike a preemption: somebody has to make room.
 
-    exit_code = 1
+    One node counts it for all that gave up together (exit code 1, the others 75). A job counts pods: with one failure
+    for each of eight nodes a `backoffLimit` of 8 would allow one try.
+    """
+
+    def __init__(self, message: str, *, counted: bool) -> None:
+        """Say what is missing, and whether this node is the one that counts it."""
+        super().__init__(message)
+        self.exit_code = 1 if counted else PREEMPTED
 
 
 def main() -> int:
@@ -73,10 +80,10 @@ def launch(argv: Sequence[str]) -> int:
     )
     if nodes > 1:
         args.local_addr = names[number] if number >= 0 else args.local_addr
-        wait_for_addresses(names, timeout_s)
+        wait_for_addresses(names, timeout_s, number=number)
     if number > 0:
-        wait_for_port(host, int(port), timeout_s)
-    return _run(args, nodes)
+        wait_for_port(host, int(port), timeout_s, number=number)
+    return _run(args, nodes, number)
 
 
 def _place(names: Sequence[str], number: int) -> list[str]:
@@ -110,30 +117,40 @@ def node_names(host: str, nodes: int) -> tuple[str, ...]:
 
 
 def wait_for_addresses(
-    names: Sequence[str], timeout_s: float, *, resolve: Callable[[str, None], object] = socket.getaddrinfo
+    names: Sequence[str],
+    timeout_s: float,
+    *,
+    number: int = -1,
+    resolve: Callable[[str, None], object] = socket.getaddrinfo,
 ) -> None:
     """Return when each name has an address.
 
     Raises:
-        PlacementError: One has none after `timeout_s`; all of these are named.
+        PlacementError: One has none after `timeout_s`; all of these are named. Counted by the first node that had one
+            meanwhile, or by each that does not know its `number`.
     """
+    placed = {number}
 
     def missing() -> str:
-        return ", ".join(name for name in names if not _works(lambda: resolve(name, None)))  # noqa: B023 - called here
+        here = {k for k, name in enumerate(names) if _works(lambda: resolve(name, None))}  # noqa: B023 - called here
+        # Also those that have gone since: a node that gives up first takes its address with it.
+        placed.update(here)
+        return ", ".join(name for k, name in enumerate(names) if k not in here)
 
     if lacking := _wait(missing, timeout_s, "an address for"):
         raise PlacementError(
             f"after {timeout_s:g} s there is no address for {lacking}: not placed yet, or the number of nodes is "
             "wrong. See `kubectl get pods -o wide` and `kubectl describe pod`; make room, or ask for fewer nodes or "
-            "GPUs. This node now gives its GPUs back; the job starts it again while its backoffLimit allows."
+            "GPUs. This node now gives its GPUs back; the job starts it again while its backoffLimit allows.",
+            counted=number == min(placed),
         )
 
 
-def wait_for_port(host: str, port: int, timeout_s: float) -> None:
+def wait_for_port(host: str, port: int, timeout_s: float, *, number: int) -> None:
     """Return when node 0 listens; each try asks for its address anew, because a new pod has a new one.
 
     Raises:
-        PlacementError: It does not after `timeout_s`.
+        PlacementError: It does not after `timeout_s`. Counted by node 1.
     """
 
     def missing() -> str:
@@ -142,7 +159,8 @@ def wait_for_port(host: str, port: int, timeout_s: float) -> None:
     if _wait(missing, timeout_s, "the rendezvous at"):
         raise PlacementError(
             f"after {timeout_s:g} s nothing listens at {host}:{port}. Node 0 has an address, but its container does "
-            "not run torchrun: see `kubectl describe pod` and its log."
+            "not run torchrun: see `kubectl describe pod` and its log.",
+            counted=number == 1,
         )
 
 
@@ -168,7 +186,7 @@ def _works(attempt: Callable[[], object]) -> bool:
     return True
 
 
-def _run(args: argparse.Namespace, nodes: int) -> int:
+def _run(args: argparse.Namespace, nodes: int, number: int) -> int:
     from torch.distributed import DistError, run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -182,7 +200,8 @@ def _run(args: argparse.Namespace, nodes: int) -> int:
         return code_of(failed)
     except RendezvousTimeoutError as error:
         raise PlacementError(
-            f"not all {nodes} nodes joined at {args.rdzv_endpoint} in time. They have addresses, so look at their logs."
+            f"not all {nodes} nodes joined at {args.rdzv_endpoint} in time. They have addresses: look at their logs.",
+            counted=number <= 0,
         ) from error
     except (RendezvousError, DistError) as error:
         sys.stderr.write(f"the rendezvous at {args.rdzv_endpoint} is gone ({error}): its node ended. See its log.\n")

@@ -10,7 +10,7 @@ import pytest
 from mvfoul.command import PREEMPTED
 from mvfoul.errors import ConfigError
 from tests.k8s import manifests
-from training.launch import node_names
+from training.launch import PlacementError, node_names
 from training.recipes import parse_config
 
 TEXT = (manifests.K8S / "train-job.yaml").read_text()
@@ -95,6 +95,9 @@ def test_interruptions_are_not_counted_and_what_would_fail_again_is_not_repeated
     assert disrupted == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     assert pod["restartPolicy"] == "Never", "Kubernetes demands it where there is a podFailurePolicy"
     assert job["spec"]["podReplacementPolicy"] == "Failed", "the old pod must have left the run's folder"
+    counted, others = (PlacementError("", counted=counted).exit_code for counted in (True, False))
+    assert others in again["onExitCodes"]["values"], "a round without room counts once, however many nodes gave up"
+    assert counted not in [*again["onExitCodes"]["values"], *refused["onExitCodes"]["values"]]
     grace = manifests.environment(container, NAMESPACE="x")["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]
     assert pod["terminationGracePeriodSeconds"] > int(grace) > 30
 

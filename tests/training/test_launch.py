@@ -54,7 +54,44 @@ def test_pods_that_are_not_placed_are_named_when_the_time_is_over(capsys):
     with pytest.raises(PlacementError, match=r"after 0\.2 s there is no address for train-1, train-2: not placed yet"):
         wait_for_addresses(["train-0", "train-1", "train-2"], 0.2, resolve=resolve)
     assert capsys.readouterr().err == "waiting for an address for train-1, train-2\n"
-    assert PlacementError.exit_code == 1, "counted: a preemption is not"
+
+
+def _exit_code(work):
+    with pytest.raises(PlacementError) as error:
+        work()
+    return error.value.exit_code
+
+
+def test_nodes_that_give_up_together_count_one_failure():
+    """A job counts pods; each of them counting would use up its backoffLimit in the first round."""
+    names = node_names("train-0.train.vars.svc", 9)
+
+    def codes(lacking, resolve):
+        placed = [k for k in range(9) if k not in lacking]
+        return {k: _exit_code(lambda k=k: wait_for_addresses(names, 0.01, number=k, resolve=resolve)) for k in placed}
+
+    for lacking, counting in (({8}, 0), ({0, 4}, 1)):
+
+        def resolve(name, _port, lacking=lacking):
+            if names.index(name) in lacking:
+                raise OSError(name)
+
+        assert {k for k, code in codes(lacking, resolve).items() if code == 1} == {counting}
+        assert set(codes(lacking, resolve).values()) == {1, PREEMPTED}
+    assert [_exit_code(lambda k=k: wait_for_port("127.0.0.1", 1, 0.01, number=k)) for k in (1, 2, 3)] == [1, 75, 75]
+
+
+def test_a_node_that_gave_up_first_and_took_its_address_along_has_counted():
+    asked = []
+
+    def resolve(name, _port):
+        asked.append(name)
+        if name == "train-2" or (name == "train-0" and asked.count(name) > 1):
+            raise OSError(name)
+
+    names = ("train-0", "train-1", "train-2")
+    assert _exit_code(lambda: wait_for_addresses(names, 0.2, number=1, resolve=resolve)) == PREEMPTED
+    assert asked.count("train-0") > 1
 
 
 def test_a_node_waits_until_node_0_listens_and_says_where_nobody_does():
@@ -62,9 +99,9 @@ def test_a_node_waits_until_node_0_listens_and_says_where_nobody_does():
         later.bind(("127.0.0.1", 0))
         port = later.getsockname()[1]
         with pytest.raises(PlacementError, match=f"nothing listens at 127.0.0.1:{port}"):
-            wait_for_port("127.0.0.1", port, 0.1)
+            wait_for_port("127.0.0.1", port, 0.1, number=1)
         threading.Timer(0.2, later.listen).start()
-        wait_for_port("127.0.0.1", port, 30)
+        wait_for_port("127.0.0.1", port, 30, number=1)
 
 
 @pytest.mark.parametrize(
