@@ -26,7 +26,7 @@ from serving.status import REASONS, status_of
 
 PROTOCOLS = ("grpc", "rest")
 QUEUES = ("decode", "encode")
-SELF_TEST_OUTCOMES = ("ok", "failed")
+SELF_TEST_OUTCOMES = ("ok", "failed", "unavailable")
 SWAP_OUTCOMES = ("ok", "refused")
 _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _VIEW_BUCKETS = (0, 1, 2, 3, 4, 5, 6, 8, 16)

@@ -39,7 +39,7 @@ class Readiness:
         self.failure: MVFoulError | None = None
         """Why the last self-test failed."""
         self.observe: Callable[[str, float], None] = lambda _outcome, _seconds: None
-        """Called after each self-test with "ok" or "failed" and its duration."""
+        """Called after each self-test with "ok", "failed" (wrong answer or bug) or "unavailable", and its duration."""
 
     @property
     def ready(self) -> bool:
@@ -85,17 +85,23 @@ class Readiness:
         except OverloadedError as error:
             if self._answers_within(self._timeout_s):
                 return  # busy is not ill
-            self._fail(ServiceError(f"no room for the self-test and no answer for {self._timeout_s:g} s: {error}"))
+            self._fail(
+                "unavailable",
+                ServiceError(f"no room for the self-test and no answer for {self._timeout_s:g} s: {error}"),
+            )
         except TimeoutError:
             if self._answers_within(self._timeout_s):
                 return
-            self._fail(ServiceError(f"the self-test had no answer within {self._timeout_s:g} s."))
+            self._fail("unavailable", ServiceError(f"the self-test had no answer within {self._timeout_s:g} s."))
+        except ArtifactError as error:
+            self._fail("failed", error)
         except MVFoulError as error:
-            self._fail(error)
+            # Nobody answered: that says nothing about what the artifact computes, and every cold start begins so.
+            self._fail("unavailable", error)
         except Exception as error:
             # A bug, or an engine's own exception: the server must not stay "ready" because its watchman died.
             log.exception("the self-test broke")
-            self._fail(ServiceError(f"the self-test broke: {error!r}"))
+            self._fail("failed", ServiceError(f"the self-test broke: {error!r}"))
         else:
             self._pass()
 
@@ -124,10 +130,10 @@ class Readiness:
         self._judged.set()
         self.observe("ok", time.monotonic() - self._tested)
 
-    def _fail(self, error: MVFoulError) -> None:
+    def _fail(self, outcome: str, error: MVFoulError) -> None:
         if self.failure is None or str(error) != str(self.failure):
             log.error("not ready: %s", error)
         self.failure = error
         self._passed.clear()
         self._judged.set()
-        self.observe("failed", time.monotonic() - self._tested)
+        self.observe(outcome, time.monotonic() - self._tested)

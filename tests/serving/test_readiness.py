@@ -73,43 +73,60 @@ def run(artifact, backend):
     return run
 
 
+def counted(readiness):
+    """The outcomes that self-tests are counted with from now on."""
+    outcomes = set()
+    readiness.observe = lambda outcome, _: outcomes.add(outcome)
+    return outcomes
+
+
 async def until(condition):
     while not condition():
         await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize("illness", [UnavailableError("gone"), ZeroDivisionError("a bug")])
-def test_it_turns_false_when_the_backend_fails_and_true_when_that_is_cured(run, backend, illness):
+@pytest.mark.parametrize(
+    ("illness", "outcome"),
+    [(UnavailableError("gone"), "unavailable"), (ZeroDivisionError("a bug"), "failed")],
+)
+def test_it_turns_false_when_the_backend_fails_and_true_when_that_is_cured(run, backend, illness, outcome):
     async def scenario(_, readiness):
         assert readiness.ready
+        outcomes = counted(readiness)
         backend.illness = illness
         await until(lambda: not readiness.ready)
         assert not readiness.computes_something_else
         backend.illness = None
         await until(lambda: readiness.ready)
-        return readiness.failure
+        return readiness.failure, outcomes
 
-    assert run(scenario) is None
+    failure, outcomes = run(scenario)
+    assert failure is None
+    assert outcomes - {"ok"} == {outcome}
 
 
 def test_a_backend_that_computes_something_else_is_told_from_one_that_is_gone(run, backend):
     async def scenario(_, readiness):
+        outcomes = counted(readiness)
         backend.illness = "lies"
         await until(lambda: not readiness.ready)
-        return readiness.computes_something_else, readiness.failure
+        return readiness.computes_something_else, readiness.failure, outcomes
 
-    lies, failure = run(scenario)
+    lies, failure, outcomes = run(scenario)
     assert lies
+    assert outcomes - {"ok"} == {"failed"}
     assert isinstance(failure, ArtifactError)
     assert "ACTION_PROBABILITIES" in str(failure)
 
 
 def test_a_backend_that_hangs_is_not_ready(run, backend):
     async def scenario(_, readiness):
+        outcomes = counted(readiness)
         backend.illness = "hangs"
         await until(lambda: not readiness.ready)
+        return outcomes
 
-    run(scenario, timeout_s=0.3)
+    assert run(scenario, timeout_s=0.3) - {"ok"} == {"unavailable"}
 
 
 def test_a_full_backend_stays_ready_as_long_as_it_answers(run, backend):
