@@ -51,14 +51,24 @@ def test_every_command_of_ours_exists():
     assert all(importlib.util.find_spec(module) for module in modules)
 
 
-def test_a_roll_back_changes_the_argument_that_names_the_artifact():
-    patch = json.loads(re.search(r"--patch \\\n\s+'(.*)'", PAGE)[1])
-    place = manifests.document("base/serving.yaml", "InferenceService")
-    *steps, last = patch[0]["path"].strip("/").split("/")
-    for step in steps:
-        place = place[int(step)] if step.isdigit() else place[step]
-    assert place[int(last)] == "--artifact=/artifacts/mvfoul"
-    assert patch[0]["value"] == "--artifact=/artifacts/mvfoul.previous"
+def _section(title: str) -> str:
+    return re.search(rf"^## {title}$.*?```bash\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE)[1]
+
+
+def test_a_new_artifact_is_in_triton_before_the_servers_are_told():
+    """In the same order for an upgrade and for a roll back; a job of the same name has to go first."""
+    for title, first in (("Upgrade", "export"), ("Roll back", "artifact")):
+        steps = [
+            f"kubectl delete job mvfoul-{first} mvfoul-repository --ignore-not-found",
+            f"kubectl apply -f k8s/{first}-job.yaml",
+            f"job/mvfoul-{first}",
+            "sed 's|# - --triton|- --triton|' k8s/repository-job.yaml | kubectl apply -f -",
+            "job/mvfoul-repository",
+            "kill -HUP 1",
+        ]
+        places = [_section(title).find(step) for step in steps]
+        assert places == sorted(places), title
+        assert -1 not in places, title
 
 
 def test_both_places_name_the_same_gpu():
