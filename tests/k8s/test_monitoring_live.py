@@ -26,7 +26,8 @@ from scripts.monitoring.stack import Stack, run_stack
 from tests.k8s.promql_units import COMPARISONS, metrics_of, parse
 from tests.k8s.test_dashboards import RECORDS, RULES
 
-NAMESPACE = "fouls"
+NAMESPACE = "mvfoul"
+"""That of the autoscalers' queries."""
 WINDOW = "30s"
 PATIENCE_S = 150
 """On a busy machine; on an idle one everything is there after 10 s."""

@@ -48,11 +48,21 @@ def _promtool_tests(every):
 def _test(case, which, every):
     how, name = case[which], case["alert"]
     alerts = [_expected(ALERTS[name], how)] if which == "fires" else []
+    found = dict(how["series"])
+    if "namespace" in how.get("labels", {}) and which == "fires":
+        assert case["silent"]["at"] == how["at"], name
+        found |= {_elsewhere(series): text for series, text in case["silent"]["series"].items()}
     return {
         "interval": every,
-        "input_series": [{"series": series, "values": _values(text)} for series, text in how["series"].items()],
+        "input_series": [{"series": series, "values": _values(text)} for series, text in found.items()],
         "alert_rule_test": [{"eval_time": how["at"], "alertname": name, "exp_alerts": alerts}],
     }
+
+
+def _elsewhere(series):
+    moved = series.replace('namespace="fouls"', 'namespace="quiet"')
+    assert moved != series
+    return moved
 
 
 def _values(text):
@@ -62,9 +72,10 @@ def _values(text):
 
 def _expected(rule, how):
     labels = how.get("labels", {})
+    shown = {**labels, **how.get("shows", {})}
 
     def fill(found):
-        return str(labels[found["label"]] if found["label"] else how["value"])
+        return str(shown[found["label"]] if found["label"] else how["value"])
 
     return {
         "exp_labels": {**labels, **rule["labels"]},

@@ -195,6 +195,29 @@ def test_kserve_leaves_scaling_to_the_scaled_objects_and_both_agree_on_replicas(
         assert scaled["fallback"]["replicas"] <= scaled["maxReplicaCount"]
 
 
+@pytest.mark.parametrize(("overlay", "namespace"), [("prod", "mvfoul"), ("canary", "mvfoul"), ("plain", None)])
+def test_scaling_asks_for_the_load_of_its_own_namespace_alone(overlay, namespace):
+    scaled = [document for document in manifests.render(f"overlays/{overlay}") if document["kind"] == "ScaledObject"]
+    assert len(scaled) == 2
+    for document in scaled:
+        assert document["metadata"].get("namespace") == namespace
+        for trigger in document["spec"]["triggers"]:
+            assert '{namespace="mvfoul",job="mvfoul-' in trigger["metadata"]["query"], trigger["name"]
+
+
+def test_an_overlay_in_another_namespace_takes_the_queries_along(tmp_path):
+    """As whoever copies overlays/prod does it: by one line."""
+    text = (manifests.K8S / "overlays" / "prod" / "kustomization.yaml").read_text()
+    text = text.replace("namespace: mvfoul", "namespace: elsewhere").replace("  - namespace.yaml\n", "")
+    for folder in ("base", "monitoring", "components/tokens"):
+        text = text.replace(f"../../{folder}", os.path.relpath(manifests.K8S / folder, tmp_path.resolve()))
+    (tmp_path / "kustomization.yaml").write_text(text)
+    scaled = [document for document in manifests.render(str(tmp_path)) if document["kind"] == "ScaledObject"]
+    queries = [trigger["metadata"]["query"] for document in scaled for trigger in document["spec"]["triggers"]]
+    assert len(queries) == 4
+    assert all('{namespace="elsewhere",job="mvfoul-' in query for query in queries), queries
+
+
 def test_scaling_asks_for_metrics_that_the_monitors_scrape(repo_root):
     ours = (repo_root / "serving" / "metrics.py").read_text()
     jobs = {d["metadata"]["name"] for d in manifests.documents("monitoring/pod-monitor.yaml")}
