@@ -120,10 +120,10 @@ def test_every_monitor_finds_its_pods_and_their_port():
     for monitor in manifests.documents("monitoring/pod-monitor.yaml"):
         wanted = dict(monitor["spec"]["selector"]["matchLabels"])
         wanted.pop("batch.kubernetes.io/job-completion-index", None)  # Kubernetes adds it
-        (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+        asked = {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
         matching = [ports for labels, ports in pods if wanted.items() <= labels.items()]
         assert matching, monitor["metadata"]["name"]
-        assert all(endpoint["port"] in ports for ports in matching), monitor["metadata"]["name"]
+        assert all(len(asked & ports) == 1 for ports in matching), monitor["metadata"]["name"]
 
 
 def test_probes_ask_what_answers(server, triton):
@@ -193,6 +193,7 @@ def test_kserve_leaves_scaling_to_the_scaled_objects_and_both_agree_on_replicas(
         bounds = (scaled["minReplicaCount"], scaled["maxReplicaCount"])
         assert bounds == (service[part]["minReplicas"], service[part]["maxReplicas"])
         assert scaled["fallback"]["replicas"] <= scaled["maxReplicaCount"]
+        assert scaled["fallback"]["behavior"] == "currentReplicasIfHigher", "an outage must not shrink what is at work"
 
 
 @pytest.mark.parametrize(("overlay", "namespace"), [("prod", "mvfoul"), ("canary", "mvfoul"), ("plain", None)])
@@ -226,6 +227,8 @@ def test_scaling_asks_for_metrics_that_the_monitors_scrape(repo_root):
             query = trigger["metadata"]["query"]
             assert query.startswith("sum("), "KEDA divides the answer by the target of one replica"
             assert trigger["metricType"] == "AverageValue"
+            optional = trigger["name"] == "busy-gpus"  # not every GPU has this number
+            assert trigger["metadata"]["ignoreNullValues"] == str(optional).lower()
             assert set(re.findall(r'job="([^"]+)"', query)) <= jobs
             (metric,) = re.findall(r"(\w+)\{", query)
             assert metric.startswith(("nv_", "mvfoul_", "process_"))
@@ -289,6 +292,23 @@ def test_knative_gets_only_what_it_accepts():
     service = objects["InferenceService/mvfoul"]
     assert service["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] == "Knative"
     assert service["spec"]["predictor"]["scaleMetric"] == "concurrency"
+
+
+def test_knatives_queue_proxy_is_told_where_our_metrics_are(server, triton):
+    """As KServe's webhook reads it (metrics_aggregate_injector.go): it opens aggr-metric, 9088."""
+    objects = _overlay("kserve-knative")
+    service, runtime = objects["InferenceService/mvfoul"], objects["ServingRuntime/mvfoul-triton"]
+    annotations = service["metadata"]["annotations"]
+    assert annotations["serving.kserve.io/enable-metric-aggregation"] == "true"
+    assert annotations["serving.kserve.io/enable-prometheus-scraping"] == "true"
+    for found, port in (
+        (service["spec"]["transformer"]["annotations"], _config(server).http_port),
+        (runtime["spec"]["annotations"], int(_flag(triton, "metrics-port"))),
+    ):
+        assert (found["prometheus.kserve.io/port"], found["prometheus.kserve.io/path"]) == (str(port), "/metrics")
+    for name in ("server", "triton"):
+        monitor = manifests.document("monitoring/pod-monitor.yaml", "PodMonitor", NAMES[name])["spec"]
+        assert "aggr-metric" in {endpoint["port"] for endpoint in monitor["podMetricsEndpoints"]}
 
 
 @pytest.mark.parametrize("overlay", ["prod", "plain", "dev"])
