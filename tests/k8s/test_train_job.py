@@ -6,12 +6,15 @@ import itertools
 import re
 
 import pytest
+import yaml
 
 from mvfoul.command import PREEMPTED
 from mvfoul.errors import ConfigError
 from tests.k8s import manifests
+from training.distributed import World
 from training.launch import PlacementError, node_names
 from training.recipes import parse_config
+from training.sampler import Order, StepSampler
 
 TEXT = (manifests.K8S / "train-job.yaml").read_text()
 NODES, GPUS = 4, 8
@@ -55,18 +58,43 @@ def test_its_arguments_are_flags_of_the_commands(container):
     assert config.metrics.port == container["ports"][1]["containerPort"]
 
 
-def test_two_numbers_scale_it(container):
-    """As the head of the file says: every line marked "nodes" or "gpus", and no other."""
-    scaled = re.sub(r"\b1(\"?) # nodes$", rf"{NODES}\1 # nodes", TEXT, flags=re.MULTILINE)
-    scaled = re.sub(r"\b1 # gpus$", f"{GPUS} # gpus", scaled, flags=re.MULTILINE)
-    import yaml
-
+def _scaled(nodes, gpus, text=TEXT):
+    """Return the job with every line marked "nodes" or "gpus" changed, as the head of the file says, and no other."""
+    scaled = re.sub(r"\b1(\"?) # nodes$", rf"{nodes}\1 # nodes", text, flags=re.MULTILINE)
+    scaled = re.sub(r"\b1 # gpus$", f"{gpus} # gpus", scaled, flags=re.MULTILINE)
     (job,) = (d for d in yaml.safe_load_all(scaled) if d["kind"] == "Job")
+    return job
+
+
+def test_two_numbers_scale_it():
+    job = _scaled(NODES, GPUS)
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert job["spec"]["parallelism"] == job["spec"]["completions"] == NODES
     assert f"--nnodes={NODES}" in _split(container, manifests.environment(container, NAMESPACE="x")["NODES"])[0]
     resources = container["resources"]
     assert resources["limits"]["nvidia.com/gpu"] == resources["requests"]["nvidia.com/gpu"] == GPUS
+
+
+def _share_steps(job):
+    """Share a step among all processes of a job, as each of them does when it starts."""
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    size = job["spec"]["completions"] * int(container["resources"]["limits"]["nvidia.com/gpu"])
+    loop = parse_config(_split(container)[1]).loop
+    for rank in range(size):
+        world = World(rank=rank, size=size)
+        share = StepSampler(Order(length=64), batch_size=loop.batch_size, world=world, accumulate=loop.accumulate)
+        assert all(map(len, share)), "each process has an action of every step"
+
+
+@pytest.mark.parametrize(("nodes", "gpus"), [(1, 1), (1, 8), (2, 4), (8, 1)])
+def test_as_many_gpus_as_the_recipe_has_actions_need_no_other_line(nodes, gpus):
+    _share_steps(_scaled(nodes, gpus))
+
+
+def test_more_gpus_need_the_line_with_the_batch_size():
+    with pytest.raises(ConfigError, match=f"--loop.batch-size {NODES * GPUS} or more"):
+        _share_steps(_scaled(NODES, GPUS))
+    _share_steps(_scaled(NODES, GPUS, TEXT.replace("# - --loop.batch-size", "- --loop.batch-size")))
 
 
 def test_the_rendezvous_is_at_the_name_that_the_service_gives_pod_0(job, pod, container):
