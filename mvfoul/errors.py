@@ -7,6 +7,7 @@
     ├── AnnotationError     annotations.json, or the data set's layout, is not the official one
     ├── ConfigError         a flag or a combination of flags is refused
     ├── DownloadError       a file of the data set cannot be fetched, or is not what its publisher says
+    ├── UnreachableError    something on the network cannot be had now, and perhaps a minute later
     ├── CheckpointError     a .pth.tar is damaged, foreign, or of another architecture
     ├── DivergedError       the loss of a training run is no longer a number
     ├── OutOfMemoryError    a step of training needs more memory than there is
@@ -80,6 +81,12 @@ class LostRankError(MVFoulError):
 
 class DownloadError(MVFoulError):
     """A file of the data set cannot be fetched, or is not what its publisher says."""
+
+
+class UnreachableError(MVFoulError):
+    """Something on the network cannot be had; nothing is wrong with what was asked, so a scheduler may try again."""
+
+    exit_code = 1
 
 
 class ArtifactError(MVFoulError, ValueError):

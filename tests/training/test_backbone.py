@@ -1,6 +1,6 @@
 import copy
 from pathlib import Path
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from torchvision.models import video
 from torchvision.models.video.mvit import MultiscaleAttention
 
 from mvfoul.clip import preset
-from mvfoul.errors import CheckpointError, ConfigError
+from mvfoul.errors import CheckpointError, ConfigError, MVFoulError, UnreachableError
 from training.model.backbone import BACKBONE_NAMES, BACKBONES, build_backbone
 from training.model.mvit import FoldedAttention
 
@@ -162,12 +162,39 @@ def test_a_failing_download_says_what_to_do_instead(tmp_path, monkeypatch):
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # or weights of an earlier download would be used
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
-    with pytest.raises(ConfigError, match="Name or service not known") as caught:
+    with pytest.raises(UnreachableError, match="Name or service not known") as caught:
         build_backbone("mc3_18", clip=SMALL, weights="kinetics400")
     message = str(caught.value)
     assert "https://download.pytorch.org/models/mc3_18-a90a0ba3.pth" in message
     assert str(tmp_path / "hub" / "checkpoints" / "mc3_18-a90a0ba3.pth") in message
     assert "--weights none" in message
+
+
+def _http(code):
+    return HTTPError("https://download.pytorch.org", code, "the server's reason", None, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (URLError("timed out"), 1),
+        (ConnectionResetError("reset by peer"), 1),
+        (TimeoutError("timed out"), 1),
+        (RuntimeError('invalid hash value (expected "a90a0ba3", got "00")'), 1),
+        (_http(503), 1),
+        (_http(404), 2),
+        (OSError(28, "No space left on device"), 2),
+    ],
+)
+def test_a_download_that_may_work_later_does_not_end_a_job_for_good(tmp_path, monkeypatch, error, code):
+    def fail(*_args, **_options):
+        raise error
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    with pytest.raises(MVFoulError, match="cannot get the Kinetics-400 weights") as caught:
+        build_backbone("mc3_18", clip=SMALL, weights="kinetics400")
+    assert caught.value.exit_code == code
 
 
 def test_s3d_from_scratch_can_settle_its_running_statistics() -> None:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, video
 
 from mvfoul.clip import KINETICS_MEAN, KINETICS_STD, RGB, ClipSpec
-from mvfoul.errors import CheckpointError, ConfigError
+from mvfoul.errors import CheckpointError, ConfigError, UnreachableError
 from training.model.mvit import build_mvit_v2_s
 from training.model.names import BACKBONE_NAMES, KINETICS400, NO_WEIGHTS, BackboneName, FeatureName
 
@@ -132,6 +133,7 @@ def build_backbone(
 
     Raises:
         ConfigError: Unknown name, too few frames, or weights that cannot be had.
+        UnreachableError: The network does not give the weights now.
         CheckpointError: The weights' file does not fit this backbone.
     """
     if name not in BACKBONES:
@@ -175,11 +177,20 @@ def _kinetics_state(name: BackboneName) -> Mapping[str, Tensor]:
         state: Mapping[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
     except (URLError, OSError, RuntimeError) as error:
         file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-        raise ConfigError(
+        kind = UnreachableError if _may_pass(error) else ConfigError
+        raise kind(
             f"cannot get the Kinetics-400 weights of {name}: {error}. Download {weights.url} elsewhere and put "
             f"it at {file}, name the file with --weights FILE, or train from scratch with --weights none."
         ) from error
     return state
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a download failed for what the network or its server did: not a full disk, or an address that is gone."""
+    if isinstance(error, HTTPError):
+        return error.code >= HTTPStatus.INTERNAL_SERVER_ERROR or error.code == HTTPStatus.TOO_MANY_REQUESTS
+    # A connection that ends early leaves a file whose hash is wrong; torch.hub removes it.
+    return isinstance(error, (URLError, ConnectionError, TimeoutError)) or "invalid hash value" in str(error)
 
 
 def _state_from_file(path: Path) -> Mapping[str, Tensor]:
