@@ -17,13 +17,15 @@ def run(config: ServeConfig) -> None:
     """Serve until SIGTERM or SIGINT; prints one line READY to stdout when both protocols answer.
 
     Raises:
-        ArtifactError: The artifact is damaged or fails its self-test.
+        ArtifactError: An artifact is damaged, or the primary fails its self-test.
         ConfigError: An address cannot be bound.
     """
     # Until somebody listens to it, and after that: a hang-up asks for a reload and never ends the server.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     configure_logging(config.log_level, config.log_format)
     access = make_access(config)
+    for directory in filter(None, (config.canary, config.shadow)):
+        load_artifact(directory)  # what is damaged is refused now, before this server is ready
     if config.triton is None:
         line = PriorityPool(1, "graphs")
         generation = load_here(config, config.artifact, "primary", line)

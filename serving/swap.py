@@ -48,13 +48,16 @@ class Swapper:
         """Called after each switch, before the next request."""
 
     async def start(self) -> None:
-        """Load canary and shadow, where there are any.
+        """Load canary and shadow, where there are any; one that cannot be served is left out until the next swap.
 
-        Raises:
-            MVFoulError: One cannot be served.
+        By now the server is ready: to end for want of a canary would take the primary's answers with it.
         """
-        await self._load_canary()
-        await self._load_shadow()
+        for load in (self._load_canary, self._load_shadow):
+            try:
+                await load()
+            except MVFoulError as error:
+                self._refused(error)
+                log.warning("it is served without until the next reload (SIGHUP, or POST /admin/reload)")
 
     async def swap(self) -> dict[str, str]:
         """Read all directories again and put on duty what is new there; returns the versions on duty by role.

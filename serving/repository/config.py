@@ -69,7 +69,8 @@ class RepositoryConfig:
     """TensorRT version of the Triton image, such as 11.1.0.106, for the same reason."""
     triton: str = ""
     """host:port of the gRPC of a running Triton that serves this repository, in mode poll or explicit: the ensemble
-    changes over only after Triton has loaded the version and computed golden.npz; otherwise the version is removed."""
+    changes over only after Triton has loaded the version and computed golden.npz; otherwise the version is removed. All
+    Tritons behind a name with several addresses are asked."""
     triton_timeout_s: float = 300.0
     """How long loading in Triton may take; a plan of a large network needs a minute or two."""
     prune: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ from serving.repository.compatibility import check_fits
 from serving.repository.config import RepositoryConfig
 from serving.repository.model_config import ModelNames, artifact_version, build_configs
 from serving.repository.pruning import prune
-from serving.repository.rollout import Rollout
+from serving.repository.rollout import Rollouts
 from serving.repository.store import RepositoryReader, RepositoryStore, config_text, open_store
 from serving.repository.version_folder import (
     VersionContent,
@@ -55,13 +55,13 @@ def _self_test(artifact: Artifact) -> None:
     OnnxGraphs(artifact, threads=0).self_test(artifact)
 
 
-def _running_triton(config: RepositoryConfig) -> AbstractContextManager[Rollout | None]:
+def _running_triton(config: RepositoryConfig) -> AbstractContextManager[Rollouts | None]:
     if not config.triton:
         return nullcontext()
-    return Rollout(config.triton, ModelNames(config.name), timeout_s=config.triton_timeout_s)
+    return Rollouts(config.triton, ModelNames(config.name), timeout_s=config.triton_timeout_s)
 
 
-def _pruned(config: RepositoryConfig, triton: Rollout | None) -> list[str]:
+def _pruned(config: RepositoryConfig, triton: Rollouts | None) -> list[str]:
     lines = prune(config)
     if triton and not config.dry_run:
         triton.forget_removed()
@@ -69,7 +69,11 @@ def _pruned(config: RepositoryConfig, triton: Rollout | None) -> list[str]:
 
 
 def _write(
-    store: RepositoryStore, artifact: Artifact, config: RepositoryConfig, models: dict[str, Any], triton: Rollout | None
+    store: RepositoryStore,
+    artifact: Artifact,
+    config: RepositoryConfig,
+    models: dict[str, Any],
+    triton: Rollouts | None,
 ) -> list[str]:
     """Encoder and head first: an ensemble without them would not load. Until the last step the one before answers."""
     names, version = ModelNames(config.name), artifact.model_version
@@ -89,7 +93,7 @@ def _write(
     return lines
 
 
-def _try(store: RepositoryStore, artifact: Artifact, names: ModelNames, triton: Rollout, *, remove: bool) -> None:
+def _try(store: RepositoryStore, artifact: Artifact, names: ModelNames, triton: Rollouts, *, remove: bool) -> None:
     try:
         triton.try_version(artifact)
     except BaseException:  # Ctrl-C, too
@@ -99,7 +103,7 @@ def _try(store: RepositoryStore, artifact: Artifact, names: ModelNames, triton: 
 
 
 def _change_over(
-    store: RepositoryStore, artifact: Artifact, names: ModelNames, triton: Rollout, before: Any | None, *, remove: bool
+    store: RepositoryStore, artifact: Artifact, names: ModelNames, triton: Rollouts, before: Any | None, *, remove: bool
 ) -> None:
     """Have Triton answer with the version, or put the ensemble back to the configuration that it had before."""
     try:
@@ -118,7 +122,7 @@ def _change_over(
         raise
 
 
-def _remove(store: RepositoryStore, artifact: Artifact, names: ModelNames, triton: Rollout) -> None:
+def _remove(store: RepositoryStore, artifact: Artifact, names: ModelNames, triton: Rollouts) -> None:
     """Remove a version that does not load: it also keeps later ones of the same model from loading."""
     for model in (names.head, names.encoder):
         store.remove_version(model, artifact.model_version)

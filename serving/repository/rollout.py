@@ -6,7 +6,10 @@ does not load would take the ensemble with it (measured), so it must not be name
 
 from __future__ import annotations
 
+import socket
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Final, NoReturn, Self
 
@@ -14,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mvfoul.artifact import FEATURES, VIEWS, Artifact
-from mvfoul.errors import ArtifactError, UnavailableError
+from mvfoul.errors import ArtifactError, MVFoulError, UnavailableError
 from serving.golden import check_golden
 from serving.repository.model_config import ANSWERS, ModelNames
 
@@ -147,3 +150,74 @@ def _is_absence(error: Any) -> bool:
 
 def _failed(reason: str) -> bool:
     return reason not in ("", "unloaded")
+
+
+class Rollouts:
+    """The same of every Triton behind a name: each looks at the repository by itself, at its own time."""
+
+    def __init__(self, target: str, names: ModelNames, *, timeout_s: float) -> None:
+        """Connect to all addresses of `target` ("host:port").
+
+        Raises:
+            UnavailableError: The name has no address, or no Triton answers at one.
+        """
+        with ExitStack() as stack:
+            self._each = [
+                stack.enter_context(Rollout(address, names, timeout_s=timeout_s)) for address in addresses_of(target)
+            ]
+            self._stack = stack.pop_all()
+
+    def try_version(self, artifact: Artifact) -> None:
+        """See `Rollout`; raises where any of them does."""
+        for one in self._each:
+            one.try_version(artifact)
+
+    def change_over(self, artifact: Artifact) -> None:
+        """See `Rollout`; raises where any of them does."""
+        for one in self._each:
+            one.change_over(artifact)
+
+    def take_back(self) -> None:
+        """See `Rollout`; what one of them cannot do keeps no other from it."""
+        self._all(Rollout.take_back)
+
+    def forget_removed(self) -> None:
+        """See `Rollout`; what one of them cannot do keeps no other from it."""
+        self._all(Rollout.forget_removed)
+
+    def _all(self, do: Callable[[Rollout], None]) -> None:
+        failures = []
+        for one in self._each:
+            try:
+                do(one)
+            except MVFoulError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._stack.close()
+
+
+def addresses_of(target: str) -> list[str]:
+    """Return `address:port` of every server behind `host:port`: a headless Service has one for each replica.
+
+    Raises:
+        UnavailableError: The name is not known.
+    """
+    host, _, port = target.rpartition(":")
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise UnavailableError(f"--triton {target}: no address for {host} ({error}). Is it running?") from error
+    by_family: dict[int, dict[str, None]] = {}
+    for family, _, _, _, address in found:
+        by_family.setdefault(family, {})[str(address[0])] = None
+    # A host with addresses of both families is one server; the family with more addresses names them all.
+    most = max(by_family.values(), key=len)
+    if len(most) == 1:
+        return [target]
+    return [f"[{address}]:{port}" if ":" in address else f"{address}:{port}" for address in most]

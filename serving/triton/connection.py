@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
@@ -121,14 +122,21 @@ class Connection:
                 return await attempt()
             except grpc.aio.AioRpcError as error:
                 failure = self._as_ours(error)
-                # Inference has no side effects, so a call that found nobody is repeated, and only that.
-                if not left or type(failure) is not UnavailableError or error.code() != grpc.StatusCode.UNAVAILABLE:
+                if not left or not await self._may_find_another(failure, error.code()):
                     raise failure from error
                 self._check_time(call, pause_s, failure)
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311  # so that not all come back at once
             self.on_retry()
             pause_s *= 2
         raise AssertionError("unreachable")
+
+    async def _may_find_another(self, failure: MVFoulError, code: grpc.StatusCode) -> bool:
+        """Whether a repetition makes sense; inference has no side effects."""
+        if isinstance(failure, MissingModelError):
+            # Of several Tritons each polls the repository by itself: one has a new version before the others, and the
+            # next call goes to another one.
+            return await _addresses(self.target) > 1
+        return type(failure) is UnavailableError and code == grpc.StatusCode.UNAVAILABLE
 
     def _check_time(self, call: Call, pause_s: float, failure: MVFoulError) -> None:
         if (remaining := call.remaining_s()) is not None and remaining <= pause_s:
@@ -181,3 +189,17 @@ def _credentials(settings: TritonSettings) -> grpc.ChannelCredentials | None:
         return None
     read = [path.read_bytes() if path else None for path in (settings.tls_ca, settings.tls_key, settings.tls_cert)]
     return grpc.ssl_channel_credentials(*read)
+
+
+async def _addresses(target: str) -> int:
+    """Return how many servers stand behind `host:port`; 0 where the name is not known now."""
+    if target.startswith(("ipv4:", "ipv6:")):  # gRPC's own way to list addresses
+        return target.count(",") + 1
+    host, _, port = target.rpartition(":")
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    except OSError:
+        return 0
+    # A name such as localhost has an address of each family and one server.
+    families = [family for family, *_ in found]
+    return max((families.count(family) for family in set(families)), default=0)

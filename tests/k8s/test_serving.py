@@ -131,8 +131,14 @@ def test_probes_ask_what_answers(server, triton):
     assert server["livenessProbe"]["httpGet"] == {"path": "/v2/health/live", "port": _config(server).http_port}
     model = f"/v2/models/{_config(server).triton_name}_encoder/ready"
     assert triton["readinessProbe"]["httpGet"] == {"path": model, "port": int(_flag(triton, "http-port"))}
-    for container in (server, triton):
-        assert container["startupProbe"]["httpGet"] == container["readinessProbe"]["httpGet"]
+    assert triton["startupProbe"]["httpGet"] == triton["readinessProbe"]["httpGet"]
+    # The transformer may be up before Triton, and is not killed for its delay.
+    assert server["startupProbe"]["httpGet"] == server["livenessProbe"]["httpGet"]
+
+
+def test_decoders_are_as_many_as_the_cpus_asked_for(server):
+    """Not as many as the node has: nothing tells a container that it got fewer."""
+    assert _config(server).decode_workers == int(server["resources"]["requests"]["cpu"])
 
 
 def test_transformers_drain_before_triton_ends(service, server, triton):

@@ -6,6 +6,7 @@ the genuine Triton does is in `test_repository_hot_swap.py`.
 
 from __future__ import annotations
 
+import socket
 import time
 
 import grpc
@@ -13,6 +14,7 @@ import pytest
 
 from mvfoul.artifact import load_artifact
 from mvfoul.errors import ArtifactError, UnavailableError
+from serving.repository.rollout import addresses_of
 from tests.serving.golden_triton import GoldenTriton, serving
 
 TIMEOUT_S = 1.0
@@ -97,3 +99,55 @@ def test_a_first_version_that_fails_leaves_no_ensemble(write_repository, tmp_pat
         write_repository(models, triton=target, triton_timeout_s=TIMEOUT_S, no_warm_up=True, no_self_test=True)
     assert not (models / "mvfoul").exists()
     assert not [path for path in models.rglob("*") if path.is_dir() and path.name.isdecimal()]
+
+
+@pytest.fixture
+def name_of_two(monkeypatch):
+    """`name_of_two(a, b)`: a name that stands for both servers, as that of a headless Service does."""
+
+    def name(*targets):
+        monkeypatch.setattr("serving.repository.rollout.addresses_of", lambda _target: list(targets))
+        return "tritons:8001"
+
+    return name
+
+
+def test_every_triton_behind_a_name_takes_the_version(write_repository, tmp_path, artifact, name_of_two):
+    both = GoldenTriton(artifact), GoldenTriton(artifact)
+    with serving(both[0]) as one, serving(both[1]) as other:
+        write_repository(tmp_path / "models", triton=name_of_two(one, other), no_warm_up=True, no_self_test=True)
+    assert [set(each.loaded) for each in both] == [{"mvfoul_encoder", "mvfoul_head", "mvfoul"}] * 2
+
+
+def test_one_that_refuses_keeps_the_version_from_all(write_repository, tmp_path, second_artifact, name_of_two):
+    models, fields = tmp_path / "models", {"no_warm_up": True, "no_self_test": True}
+    write_repository(models, **fields)
+    before = contents(models)
+    good = GoldenTriton(load_artifact(second_artifact))
+    bad = failing(load_artifact(second_artifact), "RepositoryModelLoad", "mvfoul_head", refuses)
+    with serving(good) as one, serving(bad) as other, pytest.raises(ArtifactError, match="no such luck"):
+        write_repository(models, artifact=second_artifact, triton=name_of_two(one, other), **fields)
+    assert contents(models) == before
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (["10.0.0.1"], ["tritons:8001"]),
+        (["10.0.0.1", "10.0.0.2", "10.0.0.1"], ["10.0.0.1:8001", "10.0.0.2:8001"]),
+        (["::1", "127.0.0.1"], ["tritons:8001"]),
+        (["fd00::1", "fd00::2", "10.0.0.1"], ["[fd00::1]:8001", "[fd00::2]:8001"]),
+    ],
+)
+def test_a_name_stands_for_the_servers_of_its_addresses(monkeypatch, found, expected):
+    def resolve(host, port, **_):
+        assert (host, port) == ("tritons", 8001)
+        return [(socket.AF_INET6 if ":" in a else socket.AF_INET, None, 0, "", (a, port)) for a in found]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    assert addresses_of("tritons:8001") == expected
+
+
+def test_a_name_that_nobody_knows_is_unavailable():
+    with pytest.raises(UnavailableError, match=r"--triton nobody\.invalid:8001: no address for nobody\.invalid"):
+        addresses_of("nobody.invalid:8001")

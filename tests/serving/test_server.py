@@ -168,3 +168,16 @@ def test_a_stopped_server_answers_what_is_in_flight(start_server, wait_until, cl
         # What had not arrived yet is told to go elsewhere; nothing gets a wrong status.
         assert set(outcomes) <= {"ok", UnavailableError}
         assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.parametrize("flag", ["--canary", "--shadow"])
+def test_a_damaged_second_artifact_is_refused_before_the_server_is_ready(run_module, tiny_artifact, tmp_path, flag):
+    """A rollout stops there; later it would replace servers that answer."""
+    broken = shutil.copytree(tiny_artifact, tmp_path / "broken")
+    (broken / "encoder.onnx").write_bytes(b"no graph")
+    done = run_module(
+        "serving", "--artifact", str(tiny_artifact), flag, str(broken), "--http-port", "0", "--grpc-port", "0"
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "encoder.onnx" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -185,6 +185,23 @@ def test_the_canary_gets_its_share_and_the_same_action_always_the_same_artifact(
     assert (answer.role, answer.artifact.version) == ("canary", load_artifact(second_artifact).version)
 
 
+def test_a_canary_that_cannot_be_loaded_is_left_out_and_the_primary_answers(run, second_artifact, tmp_path, views):
+    """By then the server is ready: to end would take the primary's answers along."""
+    broken = shutil.copytree(second_artifact, tmp_path / "broken")
+    (broken / ENCODER).write_bytes(b"no graph")
+
+    async def scenario(engine, swapper):
+        assert engine.router.canary is None
+        answer = await engine.answer(views[:1], Call())
+        replace(broken, second_artifact)
+        versions = await swapper.swap()
+        return answer.role, versions["canary"]
+
+    role, canary = run(scenario, canary=broken, canary_share=1.0)
+    assert role == "primary"
+    assert canary == load_artifact(second_artifact).version
+
+
 def test_a_version_that_is_named_decides_who_answers(run, artifact, second_artifact):
     second = load_artifact(second_artifact).version
 

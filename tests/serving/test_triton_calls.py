@@ -6,6 +6,7 @@ import itertools
 import re
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import grpc
@@ -201,3 +202,20 @@ def test_a_client_that_hangs_up_ends_the_call_to_triton(watched, before_it, arti
         assert not call.cancelled.wait(0.3)
         running.cancel()
         assert call.cancelled.wait(1.5), f"long before {MAX_REQUEST_S} s"
+
+
+def test_of_several_tritons_one_that_has_not_loaded_the_version_yet_costs_no_request(artifact, start_server):
+    """Each polls the repository by itself."""
+    behind, ahead = WatchedTriton(artifact), WatchedTriton(artifact)
+    behind.encode = failing(grpc.StatusCode.NOT_FOUND, "unknown model version")
+    with ExitStack() as stack:
+        target = f"ipv4:{stack.enter_context(serving(behind))},{stack.enter_context(serving(ahead))}"
+        server = stack.enter_context(start_server("--triton", target, "--self-test-interval-s", "60"))
+        client = stack.enter_context(triton_grpc.InferenceServerClient(server.grpc))
+        views = tensor(VIEWS, artifact.golden()[VIEWS])
+        for number in range(6):
+            client.infer("mvfoul", [views], request_id=f"request-{number}")
+        assert retries(server) > 0
+    asked = [len(behind.of(f"request-{number}")) for number in range(6)]
+    assert any(asked), "some went to the one that was behind first"
+    assert all(ahead.of(f"request-{number}") for number in range(6))
