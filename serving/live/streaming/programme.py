@@ -132,28 +132,22 @@ def check_takes(takes: Sequence[Take]) -> None:
     """Read every clip of a programme before it goes on the air.
 
     Raises:
-        InvalidClipError: One cannot be read, or differs from the camera's first in codec or size.
+        InvalidClipError: One cannot be read, or has another codec than the camera's first: viewers are told it once.
     """
-    first: dict[int, tuple[str, int, int]] = {}
+    first: dict[int, str] = {}
     for take in takes:
         for camera, clip in enumerate(take.clips):
             if clip is None:
                 continue
             try:
                 read_clip(clip)
-                form = codec_of(clip)
+                codec = codec_of(clip)[0]
             except (av.error.FFmpegError, OSError, IndexError, ValueError) as error:
                 raise InvalidClipError(f"{clip} cannot be read: {error}. Take it out, or encode it again.") from error
-            if (expected := first.setdefault(camera, form)) != form:
+            if (expected := first.setdefault(camera, codec)) != codec:
                 raise InvalidClipError(
-                    f"{clip} is {_said(form)}, the clip before it on this camera {_said(expected)}. "
-                    "A camera does not change on the air: encode all its clips alike."
+                    f"{clip} is {codec}, the clip before it on this camera {expected}. Encode all its clips alike."
                 )
-
-
-def _said(form: tuple[str, int, int]) -> str:
-    codec, width_px, height_px = form
-    return f"{codec} of {width_px}x{height_px}"
 
 
 def length_ticks(pictures: Sequence[EncodedPicture]) -> int:

@@ -129,10 +129,14 @@ def test_every_clip_is_checked_before_the_first_goes_on_the_air(
     broken.write_bytes(b"no video")
     hevc = numbered_clip(frames=10, codec="libx265")
     larger = numbered_clip(frames=10, size=(160, 96))
-    for bad, says in ((broken, "broken.mp4 cannot be read"), (hevc, "is hevc of"), (larger, "is h264 of 160x96")):
-        takes = [Take(name=str(number), clips=[clip]) for number, clip in enumerate((good, bad))]
+
+    def programme(second: Path) -> Repeated:
+        return Repeated([Take(name=str(number), clips=[clip]) for number, clip in enumerate((good, second))])
+
+    for bad, says in ((broken, "broken.mp4 cannot be read"), (hevc, "is hevc, the clip before it")):
         with pytest.raises(InvalidClipError, match=says):
-            StreamServer(("main",), Repeated(takes))
+            StreamServer(("main",), programme(bad))
+    assert StreamServer(("main",), programme(larger)).failure() == "", "real actions differ in size"
 
 
 class _Listener:
