@@ -18,10 +18,14 @@ OTHERS = {
     "gateway": ({}, {"mvfoul.example.com/client": "true"}),
     "prometheus": ({}, {"kubernetes.io/metadata.name": "monitoring"}),
     "dns": ({}, {"kubernetes.io/metadata.name": "kube-system"}),
+    "activator": ({}, {"kubernetes.io/metadata.name": "knative-serving"}),
+    "kourier": ({}, {"kubernetes.io/metadata.name": "kourier-system"}),
     "stranger": ({}, {}),
     "internet": (None, None),
 }
-PORTS = (8080, 8081, 8001, 8000, 8002, 9400, 29400, 443, 53)
+OUR_PORTS = (8080, 8081, 8001, 8000, 8002, 9400, 29400)
+QUEUE_PROXY_PORTS = (8012, 8013, 8022, 9090, 9088)
+PORTS = (*OUR_PORTS, *QUEUE_PROXY_PORTS, 443, 53)
 WANTED = {
     *(("client", "server", 8080), ("client", "server", 8081), ("gateway", "server", 8080), ("gateway", "server", 8081)),
     *(("prometheus", "server", 8080), ("prometheus", "triton", 8002), ("prometheus", "training", 9400)),
@@ -30,6 +34,28 @@ WANTED = {
     *((name, "dns", 53) for name in ("server", "training", "data", "repository")),
     # Whatever has this port: Kinetics weights and the data set come from outside.
     *((name, other, 443) for name in ("training", "data") for other in (*OTHERS,)),
+}
+KNATIVE = {
+    # Requests, and Knative's own metrics for scaling; 9088 is for Prometheus alone.
+    *(
+        (source, target, port)
+        for source in ("activator", "kourier")
+        for target in ("server", "triton")
+        for port in QUEUE_PROXY_PORTS
+        if port != 9088
+    ),
+    *(("prometheus", target, 9088) for target in ("server", "triton")),
+    # The transformer asks Triton through Knative, on whatever port its gateway has.
+    *((source, other, port) for source in ("server", "triton") for other in ("activator", "kourier") for port in PORTS),
+}
+DEV = {triple for triple in WANTED if "triton" not in triple}
+"""The embedded server asks nobody; names may be looked up, as in the base."""
+BY_OVERLAY = {
+    "base": WANTED,
+    "overlays/prod": WANTED,
+    "overlays/plain": WANTED,
+    "overlays/kserve-knative": WANTED | KNATIVE,
+    "overlays/dev": DEV,
 }
 
 
@@ -83,13 +109,13 @@ def _may(policies, source: str, target: str, port: int) -> bool:
     )
 
 
-@pytest.fixture(scope="module")
-def policies():
-    return manifests.documents("base/network-policy.yaml")
+def _policies(overlay: str) -> list[manifests.Document]:
+    return [document for document in manifests.render(overlay) if document["kind"] == "NetworkPolicy"]
 
 
-def test_only_what_must_talk_may_talk(policies):
-    ends = [*PODS, *OTHERS]
+@pytest.mark.parametrize("overlay", BY_OVERLAY)
+def test_only_what_must_talk_may_talk(overlay):
+    policies, ends = _policies(overlay), [*PODS, *OTHERS]
     allowed = {
         (source, target, port)
         for source in ends
@@ -97,11 +123,19 @@ def test_only_what_must_talk_may_talk(policies):
         for port in PORTS
         if (source in PODS or target in PODS) and _may(policies, source, target, port)
     }
-    assert allowed == WANTED
+    assert sorted(allowed - BY_OVERLAY[overlay]) == [], "may talk and need not"
+    assert sorted(BY_OVERLAY[overlay] - allowed) == [], "must talk and may not"
 
 
-def test_every_pod_of_the_platform_is_closed_first(policies):
-    (deny,) = (p["spec"] for p in policies if p["metadata"]["name"] == "mvfoul-default-deny")
+def test_every_overlay_with_policies_is_worked_out():
+    found = {overlay for overlay in manifests.OVERLAYS if _policies(overlay)}
+    assert found - {"overlays/canary"} == set(BY_OVERLAY)
+    assert _policies("overlays/canary") == _policies("overlays/prod")
+
+
+@pytest.mark.parametrize("overlay", BY_OVERLAY)
+def test_every_pod_of_the_platform_is_closed_first(overlay):
+    (deny,) = (p["spec"] for p in _policies(overlay) if p["metadata"]["name"] == "mvfoul-default-deny")
     assert deny["policyTypes"] == ["Ingress", "Egress"]
     assert not {"ingress", "egress"} & set(deny)
     for name in manifests.FILES:
@@ -113,5 +147,5 @@ def test_every_pod_of_the_platform_is_closed_first(policies):
 
 def test_the_ports_are_those_of_the_manifests():
     text = "".join((manifests.K8S / name).read_text() for name in ("base/serving.yaml", "train-job.yaml"))
-    for port in set(PORTS) - {443, 53}:
+    for port in OUR_PORTS:
         assert f"containerPort: {port}" in text, port
