@@ -121,7 +121,11 @@ def _config(targets: Sequence[Target], namespace: str, every_s: int) -> dict[str
     return {
         "global": {"scrape_interval": f"{every_s}s", "evaluation_interval": f"{every_s}s"},
         "rule_files": ["rules.json"],
-        "scrape_configs": [{"job_name": job, "static_configs": found} for job, found in jobs.items()],
+        "scrape_configs": [
+            # It names the pods that it speaks of itself.
+            {"job_name": job, "static_configs": found, "honor_labels": job == "kube-state-metrics"}
+            for job, found in jobs.items()
+        ],
     }
 
 

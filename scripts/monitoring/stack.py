@@ -1,7 +1,8 @@
 """The whole platform on this machine, small: everything that has metrics, as it would stand in a cluster.
 
 A server with the networks in its process; Triton and a transformer, where Triton is installed (scripts/triton.sh); a
-training run; the live console with two cameras; and the metrics that need a GPU, played back (gpu_replay.py).
+training run; the live console with two cameras; and, played back, the metrics that need a GPU (gpu_replay.py) or a
+cluster (cluster_replay.py).
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from scripts.monitoring.cluster_replay import replayed_cluster
 from scripts.monitoring.gpu_replay import replayed_gpu
 from scripts.monitoring.processes import Command
 from scripts.monitoring.prometheus import Target
 
 SERVER, TRITON, TRAINING, LIVE = "mvfoul-server", "mvfoul-triton", "mvfoul-training", "mvfoul-live"
+CLUSTER = "kube-state-metrics"
 _CAMERAS = ("main", "left")
 _SERVER_FLAGS = (
     *("--http-port", "0", "--grpc-port", "0", "--threads", "1", "--max-in-flight", "8"),
@@ -76,6 +79,8 @@ def run_stack(artifact: Path, data: Path, folder: Path, *, epochs: int = 200) ->
         stack.targets.append(Target(LIVE, stack.live.removeprefix("http://"), "mvfoul-live-0"))
         replay = running.enter_context(replayed_gpu())
         stack.targets.append(Target(TRITON, replay, "gpu-replayed"))
+        replay = running.enter_context(replayed_cluster())
+        stack.targets.append(Target(CLUSTER, replay, "cluster-replayed"))
         yield stack
 
 

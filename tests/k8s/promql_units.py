@@ -39,7 +39,7 @@ GRAFANA_UNITS = {
     "reqps": PER_SECOND,
     "cps": PER_SECOND,
 }
-_KEEP = {"increase", "min_over_time", "max_over_time", "avg_over_time"}
+_KEEP = {"increase", "delta", "min_over_time", "max_over_time", "avg_over_time"}
 COMPARISONS = {"<", ">", "<=", ">=", "==", "!="}
 _SCALES = {1e3, 1e6, 1e9}
 
