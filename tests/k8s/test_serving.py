@@ -171,10 +171,12 @@ def test_an_artifact_goes_from_export_to_repository_to_both_servers(service, ser
     assert _flag(triton, "model-control-mode") == "poll"
 
 
-def test_one_file_pins_tensorrt_for_export_and_serving(repo_root, triton):
+def test_one_file_pins_tensorrt_for_export_and_serving(repo_root, service, triton):
     versions = manifests.K8S / "versions.env"
     pins = dict(line.split("=", 1) for line in versions.read_text().splitlines() if "=" in line and line[0] != "#")
     assert triton["image"] == pins["TRITON_IMAGE"]
+    # And the repository: a release that finds plans of another one in it ends at its start.
+    assert service["predictor"]["model"]["storageUri"].endswith(f"/repository-{pins['TRITON_RELEASE']}")
     dockerfile = (repo_root / "Dockerfile").read_text()
     assert f"ARG TENSORRT_BASE={pins['TENSORRT_BASE']}" in dockerfile
     for image in ("TRITON_IMAGE", "TENSORRT_BASE"):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 from urllib.error import URLError
 
 import pytest
@@ -57,13 +58,15 @@ def triton(volume, environment):
     except ConfigError as error:
         pytest.skip(str(error))
     (writer,) = manifests.document("repository-job.yaml", "Job")["spec"]["template"]["spec"]["containers"]
-    subprocess.run([*_command(writer, volume), *SMALL], env=environment, check=True, timeout=120)
+    command = _command(writer, volume)
+    (repository,) = (word.partition("=")[2] for word in command if word.startswith("--output="))
+    subprocess.run([*command, *SMALL], env=environment, check=True, timeout=120)
     (container,) = manifests.document("base/serving.yaml", "ServingRuntime")["spec"]["containers"]
     args = {word.partition("=")[0].removeprefix("--"): word for word in container["args"]}
     more = tuple(word for name, word in args.items() if name not in LOCAL)
     poll_s = int(args["repository-poll-secs"].partition("=")[2])
     config = TritonConfig(
-        repository=volume / "repository", control="poll", poll_s=poll_s, flags=more, log=volume / "triton.log"
+        repository=Path(repository), control="poll", poll_s=poll_s, flags=more, log=volume / "triton.log"
     )
     with LocalTriton(config) as running:
         assert _status(running.http, container["readinessProbe"]["httpGet"]["path"]) == 200
