@@ -6,12 +6,17 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
 import pytest
+import tyro
+import yaml
 
+from export.config import ExportConfig
 from tests.k8s import manifests
+from tests.k8s.validation import faults
 
 PAGE = (manifests.K8S.parent / "docs" / "operations.md").read_text()
 COMMANDS = " ".join(re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) + re.findall(r"`([^`\n]+)`", PAGE))
@@ -69,6 +74,28 @@ def test_a_new_artifact_is_in_triton_before_the_servers_are_told():
         places = [_section(title).find(step) for step in steps]
         assert places == sorted(places), title
         assert -1 not in places, title
+
+
+def test_the_export_for_dev_asks_for_no_gpu_and_no_plan():
+    (script,) = re.findall(r"sed '([^']*gpu[^']*)' k8s/export-job.yaml", PAGE)
+    done = subprocess.run(
+        [shutil.which("sed"), script, manifests.K8S / "export-job.yaml"], capture_output=True, check=True
+    )
+    job = yaml.safe_load(done.stdout)
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert not faults(job)
+    assert "nvidia.com/gpu" not in {name for part in container["resources"].values() for name in part}
+    config = tyro.cli(ExportConfig, args=container["args"], config=(tyro.conf.FlagCreatePairsOff,))
+    assert (config.precision, str(config.output)) == ("fp32", "/artifacts/mvfoul")
+
+
+def test_plain_needs_no_operator_without_the_lines_that_its_head_names(tmp_path):
+    shutil.copytree(manifests.K8S, tmp_path / "k8s", symlinks=True)
+    path = tmp_path / "k8s" / "overlays" / "plain" / "kustomization.yaml"
+    head, lines = path.read_text().split("  # - patch", 1)
+    path.write_text(head + ("  # - patch" + lines).replace("  # ", "  "))
+    kinds = {d["apiVersion"].partition("/")[0] for d in manifests.render(str(path.parent))}
+    assert kinds == {"v1", "apps", "policy", "networking.k8s.io"}
 
 
 def test_both_places_name_the_same_gpu():
