@@ -76,6 +76,19 @@ def test_a_new_artifact_is_in_triton_before_the_servers_are_told():
         assert -1 not in places, title
 
 
+def test_a_candidate_is_exported_tried_and_promoted_in_the_same_folder():
+    made = {}
+    for script, name in re.findall(r"^sed '([^']*candidate[^']*)' (k8s/[\w-]+-job.yaml)", PAGE, re.MULTILINE):
+        command = [shutil.which("sed"), script, manifests.K8S.parent / name]
+        job = yaml.safe_load(subprocess.run(command, capture_output=True, check=True).stdout)
+        made[name] = job["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert "--output=/artifacts/candidate" in made["k8s/export-job.yaml"]
+    assert "--artifact=/artifacts/candidate" in made["k8s/repository-job.yaml"]
+    assert any(argument.startswith("--triton=") for argument in made["k8s/repository-job.yaml"])
+    assert made["k8s/artifact-job.yaml"][0].startswith("TAKEN=candidate\n")
+    assert "--canary=/artifacts/candidate" in (manifests.K8S / "components/canary/kustomization.yaml").read_text()
+
+
 def test_the_export_for_dev_asks_for_no_gpu_and_no_plan():
     (script,) = re.findall(r"sed '([^']*gpu[^']*)' k8s/export-job.yaml", PAGE)
     done = subprocess.run(

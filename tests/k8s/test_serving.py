@@ -319,9 +319,8 @@ def test_knatives_queue_proxy_is_told_where_our_metrics_are(server, triton):
         assert "aggr-metric" in {endpoint["port"] for endpoint in monitor["podMetricsEndpoints"]}
 
 
-@pytest.mark.parametrize("overlay", ["prod", "plain", "dev"])
-def test_tokens_and_certificates_come_from_secrets(overlay, tmp_path):
-    components = ["tls"] if overlay == "prod" else ["tls", "tokens"]
+def _with_components(overlay, components, tmp_path) -> list[manifests.Document]:
+    """Return an overlay with components, as somebody's own overlay takes them."""
     (tmp_path / "kustomization.yaml").write_text(
         json.dumps(
             {
@@ -334,7 +333,23 @@ def test_tokens_and_certificates_come_from_secrets(overlay, tmp_path):
             }
         )
     )
-    objects = manifests.render(str(tmp_path))
+    return manifests.render(str(tmp_path))
+
+
+@pytest.mark.parametrize("overlay", ["prod", "plain", "dev"])
+def test_a_canary_is_tried_wherever_the_server_runs(overlay, tmp_path):
+    (container,) = (
+        pod["containers"][0]
+        for document in _with_components(overlay, ["canary"], tmp_path)
+        for _, labels, pod in manifests.pods(document)
+        if labels.get("app.kubernetes.io/name") == NAMES["server"]
+    )
+    assert (str(_config(container).canary), _config(container).canary_share) == ("/artifacts/candidate", 0.05)
+
+
+@pytest.mark.parametrize("overlay", ["prod", "plain", "dev"])
+def test_tokens_and_certificates_come_from_secrets(overlay, tmp_path):
+    objects = _with_components(overlay, ["tls"] if overlay == "prod" else ["tls", "tokens"], tmp_path)
     (pod,) = (
         pod
         for document in objects
