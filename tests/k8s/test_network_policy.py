@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from ipaddress import ip_address, ip_network
 
 import pytest
 
@@ -21,17 +22,20 @@ OTHERS = {
     "activator": ({}, {"kubernetes.io/metadata.name": "knative-serving"}),
     "kourier": ({}, {"kubernetes.io/metadata.name": "kourier-system"}),
     "stranger": ({}, {}),
-    "internet": (None, None),
+    "openshift dns": ({}, {"kubernetes.io/metadata.name": "openshift-dns"}),
+    "node's dns": ("169.254.20.10", None),
+    "internet": ("203.0.113.7", None),
 }
 OUR_PORTS = (8080, 8081, 8001, 8000, 8002, 9400, 29400)
 QUEUE_PROXY_PORTS = (8012, 8013, 8022, 9090, 9088)
-PORTS = (*OUR_PORTS, *QUEUE_PROXY_PORTS, 443, 53)
+PORTS = (*OUR_PORTS, *QUEUE_PROXY_PORTS, 443, 53, 5353)
 WANTED = {
     *(("client", "server", 8080), ("client", "server", 8081), ("gateway", "server", 8080), ("gateway", "server", 8081)),
     *(("prometheus", "server", 8080), ("prometheus", "triton", 8002), ("prometheus", "training", 9400)),
     *(("server", "triton", 8001), ("repository", "triton", 8001)),
     *(("training", "training", port) for port in PORTS),
-    *((name, "dns", 53) for name in ("server", "training", "data", "repository")),
+    *((name, dns, 53) for name in ("server", "training", "data", "repository") for dns in ("dns", "node's dns")),
+    *((name, "openshift dns", 5353) for name in ("server", "training", "data", "repository")),
     # Whatever has this port: Kinetics weights and the data set come from outside.
     *((name, other, 443) for name in ("training", "data") for other in (*OTHERS,)),
 }
@@ -71,11 +75,12 @@ def _selects(selector: Mapping[str, object] | None, labels: Mapping[str, str]) -
     return True
 
 
-def _peer(peer: Mapping[str, object], pod: Mapping[str, str] | None, namespace: Mapping[str, str] | None) -> bool:
-    """`namespace` is None for a pod of the same one."""
-    assert set(peer) <= {"podSelector", "namespaceSelector"}
-    if pod is None:
-        return False
+def _peer(peer: Mapping[str, object], pod: Mapping[str, str] | str, namespace: Mapping[str, str] | None) -> bool:
+    """`pod` is an address where it is none; `namespace` is None for a pod of the same one."""
+    assert set(peer) <= {"podSelector", "namespaceSelector"} or set(peer) == {"ipBlock"}
+    if "ipBlock" in peer or isinstance(pod, str):
+        cidr = peer.get("ipBlock", {"cidr": "0.0.0.0/32"})["cidr"]
+        return isinstance(pod, str) and ip_address(pod) in ip_network(cidr)
     if "namespaceSelector" in peer:
         return (
             namespace is not None
