@@ -169,7 +169,6 @@ class Judge:
         with self._mutex:
             if opened.cut_round != cut_round:
                 return
-            incident.state, incident.message = "decided", ""
             # Now, so that the line has the contact that was decided on, even if it is moved while the disk is slow.
             data = audit_data(incident, ruling, used)
         line = self._record(data)
@@ -177,6 +176,9 @@ class Judge:
         stages = {**stages, "audit": now_s - answered_s, "total": now_s - opened.started_s}
         with self._mutex:
             incident.rulings.append(replace(ruling, line=line, stages_s=stages))
+            # Not before: who sees "decided" must find this ruling.
+            if opened.cut_round == cut_round:
+                incident.state, incident.message = "decided", ""
         self._count(incident, decision, stages)
         if kept:
             self._board.clear("disk")

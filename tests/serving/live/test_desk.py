@@ -53,6 +53,9 @@ class Shelf:
         self.gate = threading.Event()
         self.gate.set()
 
+    def picture_at(self, _instant_s: float) -> str:
+        return ""
+
     def health(self) -> CameraHealth:
         buffer_s = 20.0 if self.latest_s > -inf else 0.0
         return CameraHealth(
