@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,3 +133,18 @@ def test_where_it_cannot_run_the_installer_says_so_and_leaves_nothing(repo_root,
     assert f"Triton: not installed ({reason}" in done.stdout
     assert "tests are skipped" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["bin"]
+
+
+def test_a_model_that_is_gone_has_no_metrics(start_triton, write_repository, wait_until, tmp_path):
+    """The alert MvfoulTritonHasNoModel tells by that."""
+    repository = tmp_path / "models"
+    write_repository(repository)
+
+    def counted(triton):
+        with urllib.request.urlopen(f"http://{triton.metrics}/metrics", timeout=10) as answer:
+            return 'nv_inference_request_success{model="mvfoul_encoder"' in answer.read().decode()
+
+    with start_triton(repository, control="poll") as triton:
+        assert counted(triton), "before the first request too"
+        shutil.rmtree(repository / "mvfoul_encoder")
+        wait_until(lambda: not counted(triton), "Triton has dropped its model")
