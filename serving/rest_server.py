@@ -46,6 +46,7 @@ from serving.rest_body import JSON_LENGTH_HEADER, RestRequest, parse_body
 from serving.rest_connection import BoundedHttp
 from serving.status import message_of, status_of
 from serving.tls import ServerTls, common_name
+from serving.uploads import UPLOAD_S
 
 log = logging.getLogger("mvfoul.serving")
 
@@ -56,8 +57,6 @@ _OPEN = re.compile(r"/|/metrics|/v2/health/(live|ready)|/v2/models/[^/]+/ready")
 """Paths that need no token and no certificate."""
 _INFER = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
 """Asks the door itself, where its refusals are counted."""
-_BODY_S = 60.0
-"""For all of a request's body: who sends it byte by byte takes nobody's place for longer."""
 
 
 class InferEndpoint:
@@ -101,13 +100,13 @@ class InferEndpoint:
         chunks: list[bytes] = []
         size = 0
         try:
-            async with asyncio.timeout(_BODY_S):
+            async with asyncio.timeout(UPLOAD_S):
                 async for chunk in request.stream():
                     size += len(chunk)
                     self._check_size(size, client)
                     chunks.append(chunk)
         except TimeoutError as error:
-            raise DeadlineError(f"the request's body did not arrive within {_BODY_S:g} s; send it faster.") from error
+            raise DeadlineError(f"the request's body did not arrive within {UPLOAD_S:g} s; send it faster.") from error
         except ClientDisconnect as error:
             raise ClientGoneError("the client hung up before the end of its request.") from error
         return b"".join(chunks)

@@ -18,7 +18,7 @@ from serving.observer import Observer
 from serving.request_id import REQUEST_ID_HEADER, as_header, choose_request_id
 
 UPLOAD_S: Final = 60.0
-"""For all of a request's message: who sends it byte by byte takes nobody's place for longer."""
+"""For all of a request's message or body: who sends it byte by byte takes nobody's place for longer."""
 _LARGE: Final = "/ModelInfer"
 
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from scripts.monitoring.served import served
 
 _POD, _CONTAINER, _JOB = "mvfoul-server-0", "kserve-container", "mvfoul-train"
 
@@ -28,10 +30,5 @@ def replayed_cluster() -> Iterator[str]:
     for condition in ("true", "false", "unknown"):
         failed.labels(_JOB, condition).set(condition == "false")
     failed_pods.labels(_JOB).set(1)
-    server, thread = start_http_server(0, "127.0.0.1", registry)
-    try:
-        yield f"127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with served(registry) as address:
+        yield address

@@ -11,7 +11,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, Gauge
+
+from scripts.monitoring.served import served
 
 METRICS = (
     "nv_gpu_utilization",
@@ -32,10 +34,5 @@ def replayed_gpu() -> Iterator[str]:
     used.labels(_GPU).set(11 << 30)
     total.labels(_GPU).set(80 << 30)
     training.labels("0").set(31 << 30)
-    server, thread = start_http_server(0, "127.0.0.1", registry)
-    try:
-        yield f"127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with served(registry) as address:
+        yield address

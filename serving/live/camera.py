@@ -24,7 +24,7 @@ from serving.live.clock import TICKS_PER_S, now_s
 from serving.live.cut import CameraCut, CutError, cut_pictures, sha256_of
 from serving.live.intake import Intake
 from serving.live.source import Received, Source, WrongCodecError, check_url, open_source, public_url
-from serving.live.watch import PictureState, PictureWatch
+from serving.live.watch import FAULTS, PictureState, PictureWatch
 
 __all__ = ["Camera", "CameraCut", "CameraHealth", "CameraSpec", "CutError", "check_names"]
 
@@ -219,9 +219,9 @@ class Camera:
 
     def _judge_picture(self, behind_s: float) -> tuple[CameraState, str]:
         if self._watch.is_black:
-            return "black", "the picture is black"
+            return "black", FAULTS["black"]
         if self._watch.is_frozen:
-            return "frozen", "the picture does not change"
+            return "frozen", FAULTS["frozen"]
         behind_s += self.spec.offset_s  # meant by the operator
         if behind_s > _LATE_AFTER_S:
             return "late", f"its pictures are more than {_LATE_AFTER_S:g} s behind"

@@ -8,8 +8,8 @@ from typing import Final
 
 from serving.live.camera import Camera, CutError
 from serving.live.incident import View
+from serving.live.watch import FAULTS
 
-_SEEN: Final = {"black": "the picture is black", "frozen": "the picture does not change"}
 _NOT_COMING: Final = ("gone", "connecting")
 """What is in the buffer may still do; nothing more is waited for."""
 
@@ -31,7 +31,7 @@ def cut_view(camera: Camera, contact_s: float, settings: DeskSettings) -> View:
     if health.state == "wrong_codec":
         pass
     elif seen := camera.picture_at(contact_s):
-        view = replace(view, reason=f"{seen}: {_SEEN[seen]}")
+        view = replace(view, reason=f"{seen}: {FAULTS[seen]}")
     else:
         if health.state not in _NOT_COMING:
             camera.wait_for(contact_s + settings.after_s, settings.wait_s)
@@ -40,7 +40,7 @@ def cut_view(camera: Camera, contact_s: float, settings: DeskSettings) -> View:
             cut = camera.cut(contact_s, after_s=settings.after_s)
             view = View(camera.spec.name, "camera", "ready", data=cut.data)
             if seen := camera.picture_at(contact_s):  # seen while it waited
-                view = replace(view, state="masked", data=b"", reason=f"{seen}: {_SEEN[seen]}")
+                view = replace(view, state="masked", data=b"", reason=f"{seen}: {FAULTS[seen]}")
         except CutError as error:
             view = replace(view, reason=str(error))
         view.wait_s, view.cut_s = waited - start, time.monotonic() - waited

@@ -7,6 +7,7 @@ only the size. Does not see a frozen picture that the encoder pads to a constant
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 import av
@@ -17,6 +18,8 @@ from mvfoul.video import DEFAULT_LIMITS
 from serving.live.buffer import CodedPicture
 
 PictureState = Literal["", "black", "frozen"]
+FAULTS: Final[Mapping[PictureState, str]] = {"black": "the picture is black", "frozen": "the picture does not change"}
+"""What people are told."""
 
 _PERIOD_S: Final = 0.9
 _FROZEN_AFTER_S: Final = 1.8

@@ -6,7 +6,6 @@ does not load would take the ensemble with it (measured), so it must not be name
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from mvfoul.artifact import FEATURES, VIEWS, Artifact
 from mvfoul.errors import ArtifactError, MVFoulError, UnavailableError
+from serving.addresses import addresses_of
 from serving.golden import check_golden
 from serving.repository.model_config import ANSWERS, ModelNames
 
@@ -200,24 +200,3 @@ class Rollouts:
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._stack.close()
-
-
-def addresses_of(target: str) -> list[str]:
-    """Return `address:port` of every server behind `host:port`: a headless Service has one for each replica.
-
-    Raises:
-        UnavailableError: The name is not known.
-    """
-    host, _, port = target.rpartition(":")
-    try:
-        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise UnavailableError(f"--triton {target}: no address for {host} ({error}). Is it running?") from error
-    by_family: dict[int, dict[str, None]] = {}
-    for family, _, _, _, address in found:
-        by_family.setdefault(family, {})[str(address[0])] = None
-    # A host with addresses of both families is one server; the family with more addresses names them all.
-    most = max(by_family.values(), key=len)
-    if len(most) == 1:
-        return [target]
-    return [f"[{address}]:{port}" if ":" in address else f"{address}:{port}" for address in most]

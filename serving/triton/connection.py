@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
@@ -14,6 +13,7 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
 from mvfoul.errors import ConfigError, DeadlineError, MVFoulError, OverloadedError, ServiceError, UnavailableError
+from serving.addresses import addresses_of
 from serving.call import Call
 from serving.triton.extension import empty, message
 from serving.triton.settings import TritonSettings
@@ -135,7 +135,7 @@ class Connection:
         if isinstance(failure, MissingModelError):
             # Of several Tritons each polls the repository by itself: one has a new version before the others, and the
             # next call goes to another one.
-            return await _addresses(self.target) > 1
+            return await _has_several(self.target)
         return type(failure) is UnavailableError and code == grpc.StatusCode.UNAVAILABLE
 
     def _check_time(self, call: Call, pause_s: float, failure: MVFoulError) -> None:
@@ -191,15 +191,9 @@ def _credentials(settings: TritonSettings) -> grpc.ChannelCredentials | None:
     return grpc.ssl_channel_credentials(*read)
 
 
-async def _addresses(target: str) -> int:
-    """Return how many servers stand behind `host:port`; 0 where the name is not known now."""
-    if target.startswith(("ipv4:", "ipv6:")):  # gRPC's own way to list addresses
-        return target.count(",") + 1
-    host, _, port = target.rpartition(":")
+async def _has_several(target: str) -> bool:
+    """Return whether more than one server stands behind the name; not while the name is unknown."""
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
-    except OSError:
-        return 0
-    # A name such as localhost has an address of each family and one server.
-    families = [family for family, *_ in found]
-    return max((families.count(family) for family in set(families)), default=0)
+        return len(await asyncio.to_thread(addresses_of, target)) > 1
+    except UnavailableError:
+        return False

@@ -60,19 +60,18 @@ def send_unreadable(channel, cases, seed):
 
 def fuzz_grpc(stub, cases, seeds):
     """Send a case per seed; return how often each status came, and an example of each."""
-    counts, examples = Counter(), {}
-    for seed in seeds:
-        status, message = send_grpc(stub, cases, seed)
-        counts[status] += 1
-        examples.setdefault(status, (seed, message[:300]))
-    return counts, examples
+    return _fuzz(lambda seed: send_grpc(stub, cases, seed), seeds)
 
 
 def fuzz_rest(http, cases, seeds):
     """As `fuzz_grpc`."""
+    return _fuzz(lambda seed: send_rest(http, cases, seed), seeds)
+
+
+def _fuzz(send, seeds):
     counts, examples = Counter(), {}
     for seed in seeds:
-        status, text = send_rest(http, cases, seed)
+        status, text = send(seed)
         counts[status] += 1
         examples.setdefault(status, (seed, text[:300]))
     return counts, examples

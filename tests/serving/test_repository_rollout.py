@@ -14,7 +14,7 @@ import pytest
 
 from mvfoul.artifact import load_artifact
 from mvfoul.errors import ArtifactError, UnavailableError
-from serving.repository.rollout import addresses_of
+from serving.addresses import addresses_of
 from tests.serving.golden_triton import GoldenTriton, serving
 
 TIMEOUT_S = 1.0
