@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +11,7 @@ from types import TracebackType
 from typing import Final
 
 import torch
+import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 from mvfoul.clip import ClipSpec
@@ -33,6 +35,7 @@ from training.sampling import sampling_weights
 _GIB: Final = 1 << 30
 _MAX_DEFAULT_WORKERS: Final = 8
 _DEFAULT_PREFETCH: Final = 2
+_SETTLE_S: Final = 0.2
 
 Progress = Callable[[str, int, int], None]
 """What is done, how many so far, how many in all."""
@@ -45,6 +48,7 @@ class Split:
     dataset: MultiViewDataset
     loader: DataLoader[ActionSample]
     sampler: StepSampler
+    _has_workers: bool = False
 
     def batches(self, epoch: int, start_step: int = 0) -> DataLoader[ActionSample]:
         """Return the loader, set to the order, views and random transforms of `epoch`. It yields `ActionBatch`es.
@@ -55,6 +59,9 @@ class Split:
         """
         self.dataset.set_epoch(epoch)
         self.sampler.set_epoch(epoch, start_step)
+        if not self._has_workers:
+            self._has_workers = True
+            _settle_before_fork(self.loader.num_workers)
         return self.loader
 
 
@@ -204,6 +211,17 @@ def _preload(datasets: Mapping[str, MultiViewDataset], gib: float, progress: Pro
         show = None if progress is None else partial(progress, f"decoding {name}")
         dataset.preload(max_bytes=left_bytes, num_threads=available_cpus(), progress=show)
         left_bytes -= dataset.clips.preloaded_bytes
+
+
+def _settle_before_fork(workers: int) -> None:
+    """Let gloo's threads come to rest: the workers are forked next, and a collective operation has just ended.
+
+    Such a thread lets go of the operation's tensors a moment after the result is there, and takes a lock of the
+    interpreter for it. Before CPython 3.11.8 a process that is forked in this moment waits for that lock for ever
+    (https://github.com/python/cpython/issues/112275).
+    """
+    if workers and sys.version_info < (3, 11, 8) and dist.is_available() and dist.is_initialized():
+        time.sleep(_SETTLE_S)
 
 
 def _leave_the_end_to_the_parent(_worker: int) -> None:

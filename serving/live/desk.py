@@ -215,7 +215,10 @@ class Desk:
         latest = next(reversed(self._incidents.values()), None)
         if latest is None or latest.trigger != trigger or latest.restored or trigger not in ("operator", "http"):
             return None
-        age_s = time.monotonic() - self._open[latest.id].started_s
+        opened = self._open.get(latest.id)
+        if opened is None:  # Its clips were let go: it is long ago.
+            return None
+        age_s = time.monotonic() - opened.started_s
         same = age_s < DOUBLE_PRESS_S and abs(latest.contact_s - contact_s) < DOUBLE_PRESS_S
         return latest if same else None
 

@@ -66,6 +66,23 @@ def test_workers_give_the_same_batches_as_the_training_process(tiny_config):
         assert torch.equal(here.changes, there.changes)
 
 
+@pytest.mark.parametrize(("version", "ranks", "workers", "pauses"), [
+    ((3, 11, 7), True, 1, 1), ((3, 11, 8), True, 1, 0), ((3, 11, 7), False, 1, 0), ((3, 11, 7), True, 0, 0)
+])  # fmt: skip
+def test_an_interpreter_that_can_hang_in_fork_waits_once_for_the_threads_of_collectives(
+    tiny_config, monkeypatch, version, ranks, workers, pauses
+):
+    waited = []
+    monkeypatch.setattr("training.assembly.sys.version_info", version)
+    monkeypatch.setattr("training.assembly.dist.is_initialized", lambda: ranks)
+    monkeypatch.setattr("training.assembly.time.sleep", waited.append)
+    config = tiny_config(data={"workers": workers})
+    split = load_split(config, "train", config.clip.spec(), CPU)
+    for epoch in range(2):
+        split.batches(epoch)
+    assert len(waited) == pauses
+
+
 def test_views_change_at_random_where_asked_and_in_training_only(tiny_config):
     config, plain = tiny_config(augment={"preset": "guide"}), tiny_config()
 

@@ -10,11 +10,13 @@ const players = new Players(byId("players"), byId("transport"));
 
 const onError = (detail) => { state.problem = detail; showNotices(); };
 
-function trigger(secondsAgo) {
+async function trigger(secondsAgo) {
   state.follow = true;
   state.problem = "";
   const ago = secondsAgo === undefined ? {} : { seconds_ago: secondsAgo };
-  post("/api/trigger", { ...ago, source: "operator" }, { onError });
+  const opened = await post("/api/trigger", { ...ago, source: "operator" }, { onError });
+  // A second press within half a second is the same press: no event tells of it, and an older one may be shown.
+  if (opened && state.follow && state.incidents.has(opened.id)) select(opened.id);
 }
 
 function command(name, body) {
