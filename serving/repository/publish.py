@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 from mvfoul.artifact import Artifact, load_artifact
@@ -77,58 +78,61 @@ def _write(
 ) -> list[str]:
     """Encoder and head first: an ensemble without them would not load. Until the last step the one before answers."""
     names, version = ModelNames(config.name), artifact.model_version
-    new = version not in store.versions(names.encoder)
+    undo = _Undo(store, names, version)
     lines = [
         f"artifact {artifact.version} is version {version} in {store.root}:",
         _put_version(store, artifact, names.encoder, models, encoder_content(artifact, config)),
         _put_version(store, artifact, names.head, models, head_content(artifact, config)),
     ]
     if triton:
-        _try(store, artifact, names, triton, remove=new)
+        with undo.on_failure(triton):
+            triton.try_version(artifact)
         lines.append(f"  Triton at {config.triton} has loaded it and computes golden.npz as PyTorch did")
-    before = store.config(names.ensemble)
     lines.append(_put_ensemble(store, artifact, names.ensemble, models[names.ensemble]))
     if triton:
-        _change_over(store, artifact, names, triton, before, remove=new)
+        with undo.on_failure(triton):
+            triton.change_over(artifact)
     return lines
 
 
-def _try(store: RepositoryStore, artifact: Artifact, names: ModelNames, triton: Rollouts, *, remove: bool) -> None:
-    try:
-        triton.try_version(artifact)
-    except BaseException:  # Ctrl-C, too
-        if remove:
-            _remove(store, artifact, names, triton)
-        raise
+class _Undo:
+    """What the models were before a version was written: configurations, and whether the version was there."""
 
+    def __init__(self, store: RepositoryStore, names: ModelNames, version: int) -> None:
+        self._store, self._names, self._version = store, names, version
+        self._configs = {model: store.config(model) for model in (names.ensemble, names.head, names.encoder)}
+        self._is_new = {model: version not in store.versions(model) for model in self._configs}
 
-def _change_over(
-    store: RepositoryStore, artifact: Artifact, names: ModelNames, triton: Rollouts, before: Any | None, *, remove: bool
-) -> None:
-    """Have Triton answer with the version, or put the ensemble back to the configuration that it had before."""
-    try:
-        triton.change_over(artifact)
-    except BaseException:
-        if before is None:
-            store.remove_model(names.ensemble)
-        else:
-            store.replace_config(names.ensemble, before)
-            # In explicit mode it may have taken the new one.
+    @contextmanager
+    def on_failure(self, triton: Rollouts) -> Iterator[None]:
+        """Put everything back if Triton refuses: a version that does not load also keeps later ones from loading."""
+        try:
+            yield
+        except BaseException:  # Ctrl-C, too
+            # The ensemble first: nothing may ask for the version while it goes.
+            changed = [model for model in self._configs if self._put_back(model)]
+            # Why it failed is worth more than that Triton, perhaps gone, could not be told. In explicit mode it may
+            # have taken the new ensemble.
             with suppress(MVFoulError):
-                triton.take_back()
-        if remove:
-            store.remove_version(names.ensemble, artifact.model_version)
-            _remove(store, artifact, names, triton)
-        raise
+                if self._names.ensemble in changed and self._configs[self._names.ensemble] is not None:
+                    triton.take_back()
+            with suppress(MVFoulError):
+                triton.forget_removed()
+            raise
 
-
-def _remove(store: RepositoryStore, artifact: Artifact, names: ModelNames, triton: Rollouts) -> None:
-    """Remove a version that does not load: it also keeps later ones of the same model from loading."""
-    for model in (names.head, names.encoder):
-        store.remove_version(model, artifact.model_version)
-    # Why it failed is worth more than that Triton, perhaps gone, could not be told.
-    with suppress(MVFoulError):
-        triton.forget_removed()
+    def _put_back(self, model: str) -> bool:
+        """Return whether anything was changed."""
+        store, before = self._store, self._configs[model]
+        if before is None:
+            store.remove_model(model)
+            return True
+        changed = bool(store.config(model) != before)
+        if changed:
+            store.replace_config(model, before)
+        if self._is_new[model] and self._version in store.versions(model):
+            store.remove_version(model, self._version)
+            return True
+        return changed
 
 
 def _put_version(

@@ -59,7 +59,8 @@ def attempt(write_repository, tmp_path, second_artifact):
         servicer = failing(load_artifact(second_artifact), method, model, fail)
         before = contents(models)
         with serving(servicer) as target, pytest.raises(error, match=message) as raised:
-            write_repository(models, artifact=second_artifact, triton=target, triton_timeout_s=TIMEOUT_S, **fields)
+            changed = {"queue_delay_us": 7_000, "triton_timeout_s": TIMEOUT_S}
+            write_repository(models, artifact=second_artifact, triton=target, **changed, **fields)
         assert contents(models) == before
         return servicer, raised.value
 
@@ -97,8 +98,21 @@ def test_a_first_version_that_fails_leaves_no_ensemble(write_repository, tmp_pat
     servicer = failing(load_artifact(tiny_artifact), "RepositoryModelLoad", "mvfoul", refuses)
     with serving(servicer) as target, pytest.raises(ArtifactError):
         write_repository(models, triton=target, triton_timeout_s=TIMEOUT_S, no_warm_up=True, no_self_test=True)
-    assert not (models / "mvfoul").exists()
-    assert not [path for path in models.rglob("*") if path.is_dir() and path.name.isdecimal()]
+    assert list(models.iterdir()) == []
+
+
+def test_a_version_that_answered_before_and_fails_now_stays_and_so_does_the_one_that_answers(
+    write_repository, tmp_path, artifact, second_artifact
+):
+    models = tmp_path / "models"
+    fields = {"no_warm_up": True, "no_self_test": True}
+    write_repository(models, **fields)
+    write_repository(models, artifact=second_artifact, **fields)
+    before = contents(models)
+    servicer = failing(artifact, "RepositoryModelLoad", "mvfoul", refuses)
+    with serving(servicer) as target, pytest.raises(ArtifactError, match="no such luck"):
+        write_repository(models, triton=target, triton_timeout_s=TIMEOUT_S, queue_delay_us=7_000, **fields)
+    assert contents(models) == before
 
 
 @pytest.fixture
