@@ -1,6 +1,7 @@
 """Starts what the serving benchmarks measure: the embedded server, and the transformer in front of the genuine Triton.
 
-Everything listens on free ports of 127.0.0.1 and is stopped by the process that was started.
+Everything listens on free ports of 127.0.0.1 and is stopped by the process that was started: at its end, by Ctrl-C, and
+by SIGTERM (`timeout` sends that one).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mvfoul.command import exit_on_sigterm
 from serving.local_triton import LocalTriton, TritonConfig
 from serving.repository.config import RepositoryConfig
 from serving.repository.publish import publish
@@ -42,6 +44,7 @@ def embedded(artifact: Path, threads: int, *flags: str) -> Iterator[Running]:
 @contextmanager
 def triton(artifact: Path, threads: int, *flags: str, max_batch: int = 16) -> Iterator[Running]:
     """Start Triton with the artifact on this many threads, and a transformer in front of it."""
+    exit_on_sigterm()
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder) / "models"
         publish(
@@ -63,6 +66,7 @@ def triton(artifact: Path, threads: int, *flags: str, max_batch: int = 16) -> It
 def _serving(artifact: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
     ports = ("--http-port", "0", "--grpc-port", "0", "--log-level", "warning")
     limits = ("--max-request-bytes", str(MAX_REQUEST_BYTES))
+    exit_on_sigterm()
     command: Sequence[str] = (
         sys.executable, "-m", "serving", "--artifact", str(artifact), *ports, *limits, *flags
     )  # fmt: skip

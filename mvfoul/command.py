@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -33,6 +35,15 @@ def exit_code_of(work: Callable[[], int], *, when_interrupted: str = "interrupte
     except KeyboardInterrupt:
         sys.stderr.write(f"\n{when_interrupted}\n")
         return INTERRUPTED
+
+
+def exit_on_sigterm() -> None:
+    """Let SIGTERM raise `SystemExit`, so that what this process started is stopped, as after Ctrl-C.
+
+    Python alone ends at once and leaves its child processes running; `timeout` and `make` send SIGTERM.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
 
 
 def requested_recipe(args: Sequence[str], *, default: str) -> str:

@@ -21,6 +21,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+# Run from anywhere: the repository is the parent of this folder.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from mvfoul.command import exit_on_sigterm
+
 SERVER_START_S = 60
 
 
@@ -31,6 +36,7 @@ class DemoError(Exception):
 def main() -> int:
     """Run the demo; return the exit code."""
     options = _parse()
+    exit_on_sigterm()
     started = time.monotonic()
     timings: list[tuple[str, float]] = []
     try:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mvfoul.command import exit_on_sigterm
+
 START_S = 120
 STOP_S = 15
 
@@ -83,6 +85,7 @@ def running_rig(
     Raises:
         RigError: One of them did not start.
     """
+    exit_on_sigterm()
     with ExitStack() as stack:
         ports = ("--http-port", "0", "--grpc-port", "0", "--log-level", "warning")
         serving = stack.enter_context(_running("serving", "--artifact", str(artifact), *ports, *server))

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlencode
 
+from mvfoul.command import exit_on_sigterm
 from scripts.monitoring.load import actions_in, steady_load
 from scripts.monitoring.page import BrowserError, browse, served_page
 from scripts.monitoring.processes import Command, ProcessError
@@ -38,6 +39,7 @@ _PICTURES = (
 def main() -> int:
     """Run the demonstration; return the exit code."""
     options = _parse()
+    exit_on_sigterm()
     try:
         _run(options)
     except (ProcessError, PrometheusError, BrowserError, OSError) as error:

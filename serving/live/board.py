@@ -47,6 +47,8 @@ class Board:
         self._mutex = threading.Lock()
         self._subscribers: list[Subscriber] = []
         self._notices: dict[str, dict[str, Any]] = {}
+        self._ends_s: dict[str, float] = {}
+        """Of notices about an event, not a state: `time.monotonic()` until when they are shown."""
         self.is_closed = False
         """The console stops: pages are no longer told anything."""
 
@@ -90,9 +92,19 @@ class Board:
         for subscriber in subscribers:
             subscriber.wake()
 
-    def notice(self, key: str, level: Level, text: str) -> None:
-        """Show and log a sentence; another one with the same key replaces it, the same one changes nothing."""
+    def notice(self, key: str, level: Level, text: str, *, shown_s: float | None = None) -> None:
+        """Show and log a sentence; another one with the same key replaces it, the same one changes nothing.
+
+        Args:
+            key: What it is about.
+            level: How bad it is.
+            text: The sentence.
+            shown_s: For something that happened, not a state that ends: `expire` takes it back after so many seconds.
+        """
         with self._mutex:
+            self._ends_s.pop(key, None)
+            if shown_s is not None:
+                self._ends_s[key] = time.monotonic() + shown_s
             if self._notices.get(key, {}).get("text") == text:
                 return
             self._notices.pop(key, None)
@@ -105,10 +117,22 @@ class Board:
     def clear(self, key: str) -> None:
         """Take a notice back: it is no longer true."""
         with self._mutex:
+            self._ends_s.pop(key, None)
             if (gone := self._notices.pop(key, None)) is None:
                 return
             self._tell("notices", self._shown())
         log.info("no longer: %s", gone["text"])
+
+    def expire(self) -> None:
+        """Take back the notices that were shown long enough; call it now and then."""
+        now_s = time.monotonic()
+        with self._mutex:
+            over = [key for key, end_s in self._ends_s.items() if end_s <= now_s]
+            for key in over:
+                del self._ends_s[key]
+                self._notices.pop(key, None)
+            if over:
+                self._tell("notices", self._shown())
 
     def notices(self) -> list[dict[str, Any]]:
         """Return all notices, oldest first."""

@@ -27,6 +27,8 @@ from serving.live.timecodes import Timecode
 
 TIDY_S: Final = 300.0
 LOOK_S: Final = 1.0
+JUMP_SHOWN_S: Final = 120.0
+"""A jump is over when it is told; the log and the metrics keep it."""
 _NO_OFFENCE: Final = OFFENCE_SEVERITIES.index("No offence")
 
 log = logging.getLogger("mvfoul.live")
@@ -110,7 +112,8 @@ class Routines:
             self._tell_of_jumps(health["name"], health["clock_jumps"])
         self._board.publish("cameras", healths)
         if jump := self._clock_watch.jump():
-            self._board.notice("clock", "warning", jump)
+            self._board.notice("clock", "warning", jump, shown_s=JUMP_SHOWN_S)
+        self._board.expire()
 
     def _tell_of_jumps(self, name: str, jumps: int) -> None:
         new, self._jumps[name] = jumps - self._jumps.get(name, 0), jumps
@@ -120,6 +123,7 @@ class Routines:
                 "warning",
                 f"camera {name}: its clock jumped, {jumps} times by now; the pictures are joined to those before. "
                 "If it goes on, look at the camera's time server.",
+                shown_s=JUMP_SHOWN_S,
             )
 
     def _tidy(self) -> None:

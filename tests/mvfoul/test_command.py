@@ -1,3 +1,8 @@
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from mvfoul.command import INTERRUPTED, exit_code_of
@@ -27,3 +32,29 @@ def test_ctrl_c_says_what_is_left(capsys):
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         exit_code_of(lambda: 1 // 0)
+
+
+def test_sigterm_lets_a_command_stop_what_it_started(repo_root):
+    script = """
+import subprocess, sys, time
+from mvfoul.command import exit_on_sigterm
+exit_on_sigterm()
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+try:
+    print(child.pid, flush=True)
+    time.sleep(60)
+finally:
+    child.terminate()
+    child.wait()
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=repo_root)
+    try:
+        child = int(process.stdout.readline())
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)

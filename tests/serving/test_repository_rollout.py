@@ -58,9 +58,9 @@ def attempt(write_repository, tmp_path, second_artifact):
     def rollout(method, model, fail, error, message):
         servicer = failing(load_artifact(second_artifact), method, model, fail)
         before = contents(models)
+        changed = {**fields, "queue_delay_us": 7_000, "triton_timeout_s": TIMEOUT_S}
         with serving(servicer) as target, pytest.raises(error, match=message) as raised:
-            changed = {"queue_delay_us": 7_000, "triton_timeout_s": TIMEOUT_S}
-            write_repository(models, artifact=second_artifact, triton=target, **changed, **fields)
+            write_repository(models, artifact=second_artifact, triton=target, **changed)
         assert contents(models) == before
         return servicer, raised.value
 

@@ -394,7 +394,10 @@ def test_a_timecode_that_fails_for_an_unknown_reason_is_told_and_the_next_one_is
     assert "a fault of the console in timecodes" in str(place.board.notices())
 
 
-def test_a_camera_whose_clock_jumps_is_told_of_each_time(start_place: StartPlace) -> None:
+def test_a_camera_whose_clock_jumps_is_told_of_each_time_for_a_while(
+    start_place: StartPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.live.routines.JUMP_SHOWN_S", 1.0)
     camera = Shelf("main", {})
     place = start_place(camera)
     routines = _routines(place, [camera])
@@ -404,6 +407,10 @@ def test_a_camera_whose_clock_jumps_is_told_of_each_time(start_place: StartPlace
         camera.clock_jumps = jumps
         routines._look()
         assert f"camera main: its clock jumped, {jumps} times" in str(place.board.notices())
+    place.board.notice("disk", "error", "a state, not an event")
+    time.sleep(1.1)
+    routines._look()
+    assert [notice["key"] for notice in place.board.notices()] == ["disk"]
 
 
 def test_a_review_that_fails_for_an_unknown_reason_says_so_and_the_next_question_works(
