@@ -1,13 +1,13 @@
 """Look at a keyframe now and then: is the picture black, or does it no longer change?
 
 Cheap by design: one keyframe a second is decoded, by itself, and every few pixels are compared; of what lies between,
-only the size. Does not see a frozen picture that the encoder pads to a constant bit rate inside its pictures.
+only the size, without what an encoder adds to keep its bit rate constant (filler data).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
 import av
@@ -34,6 +34,12 @@ _SAME_SHARE: Final = 0.001
 # over has equal keyframes too, but what moves lies between them.
 _STILL_BYTES: Final = 64
 _STILL_SHARE: Final = 0.02
+_START_CODE: Final = b"\0\0\1"
+# nal_unit_type of filler data: H.264 table 7-1 (12), H.265 table 7-1 (FD_NUT, 38).
+_FILLER: Final[Mapping[str, Callable[[int], bool]]] = {
+    "h264": lambda header: header & 0x1F == 12,
+    "hevc": lambda header: header >> 1 & 0x3F == 38,
+}
 
 
 class PictureWatch:
@@ -63,7 +69,7 @@ class PictureWatch:
         """Judge a keyframe, unless all was well less than a second ago."""
         at_s = picture.unix_s
         if not picture.is_keyframe:
-            self._between.append(len(picture.data))
+            self._between.append(content_bytes(picture.data, picture.segment.codec))
             return
         if 0 <= at_s - self._looked_s < _PERIOD_S and not (self.is_black or self.is_frozen):
             return  # Trouble is looked at each time: the next keyframe may be seconds away.
@@ -75,7 +81,8 @@ class PictureWatch:
         width, height = _GRID_PX
         pixels = frame.reformat(width, height, "gray", interpolation="POINT", threads=1).to_ndarray()
         self.is_black = bool(np.percentile(pixels, 99) < _BLACK_BELOW)
-        if self._last is None or self._moved(len(picture.data)) or not is_same(self._last, pixels):
+        keyframe_bytes = content_bytes(picture.data, picture.segment.codec)
+        if self._last is None or self._moved(keyframe_bytes) or not is_same(self._last, pixels):
             self._same_since_s = at_s
         self._last, self._between = pixels, []
         self.is_frozen = self._same_since_s is not None and at_s - self._same_since_s >= _FROZEN_AFTER_S
@@ -100,6 +107,21 @@ def is_same(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> bool:
     """Whether two pictures, uint8 `[H, W]`, are one picture encoded twice."""
     difference = np.abs(a.astype(np.int16) - b.astype(np.int16))
     return bool(difference.mean() < _SAME_MEAN and (difference > _SAME_PIXEL).mean() < _SAME_SHARE)
+
+
+def content_bytes(data: bytes, codec: str) -> int:
+    """Return the size of a coded picture without filler data.
+
+    Args:
+        data: H.264 or H.265 with start codes, as networks carry them; of anything else all bytes count.
+        codec: FFmpeg's name of it.
+    """
+    is_filler = _FILLER.get(codec)
+    if is_filler is None or not data.startswith((_START_CODE, b"\0" + _START_CODE)):
+        return len(data)
+    units = data.split(_START_CODE)
+    # A slice may end in cabac_zero_words (H.264 7.3.2.8): 0x0000 with an emulation prevention byte between.
+    return sum(len(unit.rstrip(b"\0\3")) for unit in units if unit and not is_filler(unit[0]))
 
 
 def _decode(picture: CodedPicture) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
+import av
 import numpy as np
 
 from serving.live.buffer import CodedPicture, Segment
@@ -44,6 +46,34 @@ def test_a_frozen_picture_is_seen_and_from_when_on(numbered_clip: Callable[..., 
     frozen = islice(still(decode_keyframe(clip[0], "h264")), 101)
     assert _look(watch, frozen, 10.0)[-1] == "frozen"
     assert [watch.state_at(s) for s in (9.0, 12.9, 14.0)] == ["", "frozen", "frozen"]
+
+
+def test_a_frozen_picture_is_seen_although_the_encoder_keeps_its_bit_rate_constant() -> None:
+    """libx264 fills each picture up to 10,000 bytes."""
+    bytes_each = 10_000
+    scene = np.random.default_rng(0).integers(0, 256, (9, 16, 3), np.uint8).repeat(32, 0).repeat(32, 1)
+    frozen, moving = ([scene] * 126, [np.roll(scene, 4 * n, axis=1) for n in range(126)])
+    seen = {}
+    for name, pictures in {"frozen": frozen, "moving": moving}.items():
+        coded = list(_constant_rate(pictures, kbit_s=bytes_each * 8 * 25 // 1000))
+        rate = [len(one.data) for one in coded[76:] if not one.is_keyframe]
+        assert np.median(rate) > 0.9 * bytes_each
+        seen[name] = _look(PictureWatch(), coded, 0.0)[-1]
+    assert seen == {"frozen": "frozen", "moving": ""}
+
+
+def _constant_rate(pictures: list[np.ndarray], kbit_s: int) -> Iterator[EncodedPicture]:
+    encoder = av.CodecContext.create("libx264", "w")
+    encoder.height, encoder.width = pictures[0].shape[:2]
+    encoder.pix_fmt, encoder.time_base, encoder.framerate, encoder.gop_size = "yuv420p", Fraction(1, 25), 25, 25
+    rate = f"bitrate={kbit_s}:vbv-maxrate={kbit_s}:vbv-bufsize={kbit_s}:nal-hrd=cbr:bframes=0"
+    encoder.options = {"preset": "veryfast", "x264-params": rate}
+    frames = [av.VideoFrame.from_ndarray(picture, format="rgb24") for picture in pictures]
+    for number, frame in enumerate(frames):
+        frame.pts = number
+    for packet in [packet for frame in [*frames, None] for packet in encoder.encode(frame)]:
+        ticks = packet.pts * TICKS_PER_S // 25
+        yield EncodedPicture(bytes(packet), ticks, ticks, packet.is_keyframe)
 
 
 def test_the_first_picture_after_black_counts_even_if_it_comes_at_once(numbered_clip: Callable[..., Path]) -> None:
