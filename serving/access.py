@@ -50,7 +50,7 @@ def make_access(config: ServeConfig) -> Access:
     tls = None
     if config.tls_cert is not None and config.tls_key is not None:
         tls = ServerTls(TlsFiles(cert=config.tls_cert, key=config.tls_key, client_ca=config.tls_client_ca))
-    if config.token_file is not None and tls is None and not _is_loopback(config.host):
+    if config.token_file is not None and tls is None and not is_loopback(config.host):
         log.warning("tokens travel unencrypted: --token-file without --tls-cert on %s", config.host)
     door = Door(
         config.token_file,
@@ -70,7 +70,8 @@ def _state(path: Path) -> tuple[int, int, int]:
     return state.st_ino, state.st_mtime_ns, state.st_size
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server that listens there."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

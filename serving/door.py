@@ -65,13 +65,21 @@ class _Entry:
 class Door:
     """Knows the clients. `reload` reads their tokens again."""
 
-    def __init__(self, token_file: Path | None = None, *, certificates: bool = False, max_in_flight: int = 0) -> None:
+    def __init__(
+        self,
+        token_file: Path | None = None,
+        *,
+        certificates: bool = False,
+        max_in_flight: int = 0,
+        flag: str = "--token-file",
+    ) -> None:
         """Read the tokens.
 
         Args:
             token_file: None: nobody needs a token.
             certificates: Whether everybody must show a certificate, also who has a token.
             max_in_flight: Of each client whose line in the file does not say otherwise.
+            flag: That named the file, for messages.
 
         Raises:
             ConfigError: The file is not as it should be; the message names the line, never a token.
@@ -79,7 +87,8 @@ class Door:
         self._token_file = token_file
         self._certificates = certificates
         self._max_in_flight = max_in_flight
-        self._entries = _read_tokens(token_file) if token_file else ()
+        self._flag = flag
+        self._entries = _read_tokens(token_file, flag) if token_file else ()
 
     @property
     def closed(self) -> bool:
@@ -117,7 +126,7 @@ class Door:
         if self._token_file is None:
             return
         try:
-            self._entries = _read_tokens(self._token_file)
+            self._entries = _read_tokens(self._token_file, self._flag)
         except ConfigError as error:
             log.warning("tokens not reloaded: %s", error)
         else:
@@ -149,23 +158,23 @@ def check_request_bytes(size: int, client: Client) -> None:
         )
 
 
-def _read_tokens(path: Path) -> tuple[_Entry, ...]:
+def _read_tokens(path: Path, flag: str) -> tuple[_Entry, ...]:
     try:
         lines = path.read_text(encoding="ascii").splitlines()
     except OSError as error:
-        raise ConfigError(f"cannot read --token-file {path}: {error.strerror}. Check the path.") from error
+        raise ConfigError(f"cannot read {flag} {path}: {error.strerror}. Check the path.") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"--token-file {path} is not plain ASCII; write names and tokens in ASCII.") from error
+        raise ConfigError(f"{flag} {path} is not plain ASCII; write names and tokens in ASCII.") from error
     entries = tuple(
-        _entry(line.split(), f"--token-file {path}, line {number}")
+        _entry(line.split(), f"{flag} {path}, line {number}")
         for number, line in enumerate(lines, start=1)
         if line.strip() and not line.lstrip().startswith("#")
     )
     if not entries:
-        raise ConfigError(f"--token-file {path} has no token; write lines of a name and a token.")
+        raise ConfigError(f"{flag} {path} has no token; write lines of a name and a token.")
     for what, values in (("name", [e.name for e in entries]), ("token", [e.digest for e in entries])):
         if len(set(values)) < len(values):
-            raise ConfigError(f"--token-file {path} has the same {what} twice; give each client its own.")
+            raise ConfigError(f"{flag} {path} has the same {what} twice; give each client its own.")
     return entries
 
 

@@ -28,6 +28,8 @@ class TlsFiles:
     key: Path
     client_ca: Path | None = None
     """Certificates that sign those of the clients; None: clients show none."""
+    flags: str = "--tls-"
+    """How the flags that named them begin, for messages."""
 
 
 class ServerTls:
@@ -74,9 +76,10 @@ class ServerTls:
             if files.client_ca:
                 context.load_verify_locations(files.client_ca)
         except (OSError, ssl.SSLError) as error:
+            authority = f", {files.flags}client-ca {files.client_ca}" if files.client_ca else ""
             raise ConfigError(
-                f"--tls-cert {files.cert}, --tls-key {files.key}, --tls-client-ca {files.client_ca} do not work "
-                f"({error}). They must be PEM files, and the key that of the certificate."
+                f"{files.flags}cert {files.cert}, {files.flags}key {files.key}{authority} do not work ({error}). "
+                "They must be PEM files, and the key that of the certificate."
             ) from error
 
     def _grpc_configuration(self) -> Any:

@@ -11,7 +11,8 @@
     GET  /healthz   /metrics
 
 A request that a page of another origin sent is refused: whoever reads mail on the operator's machine must not be able
-to trigger or drop anything.
+to trigger or drop anything. Where tokens are asked for (`serving.live.login`), everything but /healthz and /metrics
+needs one.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 from pydantic import BaseModel, Field
 
 from mvfoul.errors import ConfigError
+from serving.door import Door
 from serving.live.board import Board
 from serving.live.camera import Camera
 from serving.live.case import case_zip
@@ -38,6 +40,7 @@ from serving.live.clock import now_s
 from serving.live.config import LiveConfig
 from serving.live.desk import Desk, DeskError
 from serving.live.guard import Guard
+from serving.live.login import Login, Who
 from serving.live.metrics import CameraCollector
 from serving.live.recorder import Recorder
 from serving.live.routines import Routines
@@ -64,7 +67,13 @@ class ShiftBody(BaseModel):
 
 
 def build_app(
-    config: LiveConfig, cameras: Sequence[Camera], desk: Desk, board: Board, recorder: Recorder, routines: Routines
+    config: LiveConfig,
+    cameras: Sequence[Camera],
+    desk: Desk,
+    board: Board,
+    recorder: Recorder,
+    routines: Routines,
+    door: Door,
 ) -> FastAPI:
     """Return the console's application."""
     REGISTRY.register(CameraCollector(lambda: [camera.health() for camera in cameras]))
@@ -85,17 +94,25 @@ def build_app(
             },
         }
 
-    app = base_app(config, board, recorder, state, page="index.html")
+    app = base_app(config, board, recorder, state, page="index.html", door=door)
     _add_triggers(app, config, desk)
     add_incident_actions(app, desk)
     return app
 
 
 def base_app(
-    config: LiveConfig, board: Board, recorder: Recorder, state: Callable[[], dict[str, Any]], *, page: str
+    config: LiveConfig,
+    board: Board,
+    recorder: Recorder,
+    state: Callable[[], dict[str, Any]],
+    *,
+    page: str,
+    door: Door,
 ) -> FastAPI:
     """Return what the console and the review share: page, state, events, clips, metrics."""
     app = FastAPI(title="VARS console", docs_url=None, redoc_url=None)
+    app.add_middleware(Login, door=door)
+    # Added last, asked first: another site's page learns not even that a token is wanted.
     app.add_middleware(Guard, hosts=(config.host, *config.allowed_host))
     for kind in (DeskError, ConfigError):
         app.exception_handler(kind)(_not_possible)
@@ -106,13 +123,13 @@ def base_app(
         return FileResponse(STATIC / page)
 
     @app.get("/api/state")
-    def _state() -> dict[str, Any]:
-        return state()
+    def _state(who: Who) -> dict[str, Any]:
+        return {**state(), "who": who}
 
     @app.get("/api/events")
-    async def _events(request: Request) -> StreamingResponse:
-        headers = {"Cache-Control": "no-store"}
-        return StreamingResponse(_stream(request, board, state), media_type="text/event-stream", headers=headers)
+    async def _events(request: Request, who: Who) -> StreamingResponse:
+        events = _stream(request, board, lambda: {**state(), "who": who})
+        return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
     @app.get("/api/clips/{name}.mp4")
     def _clip(name: str) -> Response:
@@ -133,15 +150,15 @@ def base_app(
 
 def _add_triggers(app: FastAPI, config: LiveConfig, desk: Desk) -> None:
     @app.post("/api/trigger", status_code=202)
-    def _trigger(body: TriggerBody) -> dict[str, Any]:
+    def _trigger(body: TriggerBody, who: Who) -> dict[str, Any]:
         try:
-            return open_incident(body, config, desk).to_json()
+            return open_incident(body, config, desk, by=who).to_json()
         except NotInBufferError as error:
             raise HTTPException(422, str(error)) from error
 
     @app.post("/api/incidents/{incident_id}/shift", status_code=202)
-    def _shift(incident_id: str, body: ShiftBody) -> None:
-        desk.shift(incident_id, body.frames)
+    def _shift(incident_id: str, body: ShiftBody, who: Who) -> None:
+        desk.shift(incident_id, body.frames, by=who)
 
 
 def add_incident_actions(
@@ -150,17 +167,17 @@ def add_incident_actions(
     """Add what can be done with an incident, whatever its views are; `truth` is what was annotated, by incident."""
 
     @app.post("/api/incidents/{incident_id}/drop", status_code=202)
-    def _drop(incident_id: str, body: ViewBody) -> None:
-        desk.drop(incident_id, body.view, back=body.back)
+    def _drop(incident_id: str, body: ViewBody, who: Who) -> None:
+        desk.drop(incident_id, body.view, back=body.back, by=who)
 
     @app.post("/api/incidents/{incident_id}/ask", status_code=202)
-    def _ask(incident_id: str) -> None:
-        desk.ask_again(incident_id)
+    def _ask(incident_id: str, who: Who) -> None:
+        desk.ask_again(incident_id, by=who)
 
     @app.post("/api/incidents/{incident_id}/replay", status_code=202)
-    async def _replay(incident_id: str, name: str, request: Request) -> None:
+    async def _replay(incident_id: str, name: str, request: Request, who: Who) -> None:
         data = await read_clip(request)
-        await asyncio.to_thread(desk.add_replay, incident_id, clean_name(name), data)
+        await asyncio.to_thread(desk.add_replay, incident_id, clean_name(name), data, by=who)
 
     @app.get("/api/incidents/{incident_id}/case.zip")
     def _case(incident_id: str) -> Response:

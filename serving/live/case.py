@@ -76,9 +76,14 @@ def _facts(incident: Incident) -> str:
         ("contact", _utc(incident.contact_s)),
         ("triggered", f"{_utc(incident.triggered_at_s)} by {incident.trigger}, {incident.operator}"),
         ("note", incident.note),
-        *((_utc(a["at_s"]), f"{a['action']} {a['detail']}") for a in incident.actions),
+        *((_utc(a["at_s"]), _action(a)) for a in incident.actions),
     ]
     return _table((escape(k), escape(v)) for k, v in rows if v)
+
+
+def _action(action: Mapping[str, Any]) -> str:
+    by = action.get("by")  # lines of older logs do not say
+    return f"{action['action']} {action['detail']}".strip() + (f", by {by}" if by else "")
 
 
 def _truth(truth: Mapping[str, str]) -> str:

@@ -39,6 +39,23 @@ class ContinuousConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AccessConfig:
+    """Who may use the console. Changed files are read within 10 seconds."""
+
+    token_file: Path | None = None
+    """Lines of a name and a token, as in the server's --token-file: the browser asks for both, a program sends the
+    token as a bearer's, and the audit log says who it was. None: whoever reaches the console may use it."""
+    tls_cert: Path | None = None
+    """The console's certificate, PEM: the page is served over https, triggers over gRPC are encrypted too."""
+    tls_key: Path | None = None
+    """Its key, PEM."""
+
+    def __post_init__(self) -> None:
+        pair = (self.tls_cert is None) == (self.tls_key is None)
+        check_flag(pair, "--access.tls-cert", self.tls_cert, "Give --access.tls-cert and --access.tls-key, or neither.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LiveConfig(ConnectionFlags):
     """Watch several cameras, and turn an incident into a decision; or review recorded actions (--review).
 
@@ -59,7 +76,9 @@ class LiveConfig(ConnectionFlags):
     timeout_s: float = 30.0
     """How long to wait for one answer."""
     host: str = "127.0.0.1"
-    """Address to listen on. Whoever reaches it can trigger decisions."""
+    """Address to listen on. Without --access.token-file whoever reaches it can trigger decisions."""
+    access: AccessConfig = field(default_factory=AccessConfig)
+    """Tokens and TLS of the console itself; the flags without `access.` are those of the way to the server."""
     allowed_host: Names = ()
     """A name by which the console is called, once per name; localhost, --host and any address are known."""
     http_port: int = 8090
@@ -88,7 +107,7 @@ class LiveConfig(ConnectionFlags):
     continuous: ContinuousConfig = field(default_factory=ContinuousConfig)
     """Decisions without a trigger."""
     operator: str = "operator"
-    """Who operates, for the audit log."""
+    """Who operates, for the audit log, where nobody signs in."""
     log_level: LogLevel = "info"
     """Of the log on stderr."""
 

@@ -93,9 +93,11 @@ class Desk:
         self._cut_all(opened)
         return incident
 
-    def open_clips(self, clips: Mapping[str, bytes], trigger: Trigger, *, now_s: float, note: str = "") -> Incident:
-        """Open an incident of files, one view each, and ask about it."""
-        incident = Incident(_new_id(now_s), trigger, self._settings.operator, now_s, now_s, note)
+    def open_clips(
+        self, clips: Mapping[str, bytes], trigger: Trigger, *, now_s: float, note: str = "", by: str = ""
+    ) -> Incident:
+        """Open an incident of files, one view each, and ask about it; `by`: who asked, empty for the operator."""
+        incident = Incident(_new_id(now_s), trigger, by or self._settings.operator, now_s, now_s, note)
         for name, data in clips.items():
             incident.views[name] = View(name, "file", "ready", data=data, ready_at_s=time.monotonic())
         with self._mutex:
@@ -104,26 +106,26 @@ class Desk:
         self._ask(opened)
         return incident
 
-    def add_replay(self, incident_id: str, name: str, data: bytes) -> None:
-        """Add a clip of the incident, its contact 3 s after its start, and ask again.
+    def add_replay(self, incident_id: str, name: str, data: bytes, *, by: str = "") -> None:
+        """Add a clip of the incident, its contact 3 s after its start, and ask again; `by` as in `open_clips`.
 
         Raises:
             DeskError: Unknown incident.
         """
-        opened = self._opened(incident_id, "add", name)
+        opened = self._opened(incident_id, "add", name, by)
         with self._mutex:
             views = opened.incident.views
             unique = free_name(name, views)
             views[unique] = View(unique, "replay", "ready", data=data, ready_at_s=time.monotonic())
         self._ask(opened)
 
-    def drop(self, incident_id: str, name: str, *, back: bool = False) -> None:
-        """Decide without a view, or with it again.
+    def drop(self, incident_id: str, name: str, *, back: bool = False, by: str = "") -> None:
+        """Decide without a view, or with it again; `by` as in `open_clips`.
 
         Raises:
             DeskError: Unknown incident or view, or the last one.
         """
-        opened = self._opened(incident_id, "take back" if back else "drop", name)
+        opened = self._opened(incident_id, "take back" if back else "drop", name, by)
         incident = opened.incident
         with self._mutex:
             view = incident.views.get(name)
@@ -138,8 +140,8 @@ class Desk:
             view.ready_at_s = time.monotonic()
         self._ask(opened, forced=True)
 
-    def shift(self, incident_id: str, frames: int) -> None:
-        """Move the contact by frames at 25 fps, cut the cameras anew and ask in a new session.
+    def shift(self, incident_id: str, frames: int, *, by: str = "") -> None:
+        """Move the contact by frames at 25 fps, cut the cameras anew and ask in a new session; `by` as in `open_clips`.
 
         Raises:
             DeskError: Unknown incident, or no camera still has it in its buffer.
@@ -148,7 +150,7 @@ class Desk:
             moved_s = self.find(incident_id).contact_s + frames / TIMELINE_FPS
             if not any(self._holds(camera, moved_s) for camera in self._cameras.values()):
                 raise DeskError("no camera's buffer holds this contact any more; it cannot be moved.")
-            opened = self._opened(incident_id, "shift", f"{frames:+d} frames")
+            opened = self._opened(incident_id, "shift", f"{frames:+d} frames", by)
             opened.incident.shift_frames += frames
             opened.incident.contact_s = moved_s
             self._cut_all(opened)
@@ -162,13 +164,13 @@ class Desk:
         oldest_s = latest_s - camera.health().buffer_s
         return oldest_s <= contact_s - BEFORE_S and contact_s <= latest_s + self._settings.wait_s
 
-    def ask_again(self, incident_id: str) -> None:
-        """Ask about all views once more, in a new session.
+    def ask_again(self, incident_id: str, *, by: str = "") -> None:
+        """Ask about all views once more, in a new session; `by` as in `open_clips`.
 
         Raises:
             DeskError: Unknown incident.
         """
-        opened = self._opened(incident_id, "ask again", "")
+        opened = self._opened(incident_id, "ask again", "", by)
         self._ask(opened, forced=True, anew=True)
 
     def incidents(self) -> list[dict[str, Any]]:
@@ -244,14 +246,15 @@ class Desk:
                 view.data = b""
             del self._open[incident.id]
 
-    def _opened(self, incident_id: str, action: str, detail: str) -> Opened:
+    def _opened(self, incident_id: str, action: str, detail: str, by: str) -> Opened:
         incident = self.find(incident_id)
         with self._mutex:
             if incident_id not in self._open:
                 self._reopen(incident)
             opened = self._open[incident_id]
             opened.started_s = time.monotonic()
-            incident.actions.append({"at_s": time.time(), "action": action, "detail": detail})
+            who = by or self._settings.operator
+            incident.actions.append({"at_s": time.time(), "action": action, "detail": detail, "by": who})
         self._judge.tell(incident)
         return opened
 

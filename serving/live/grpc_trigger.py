@@ -4,7 +4,8 @@
       rpc Trigger(google.protobuf.Struct) returns (google.protobuf.Struct);
     }
 
-The request's fields are those of `POST /api/trigger`, the answer is the incident that was opened.
+The request's fields are those of `POST /api/trigger`, the answer is the incident that was opened. Where tokens are
+asked for, the metadata has it: `authorization: Bearer TOKEN`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from mvfoul.errors import ConfigError
+from mvfoul.errors import ConfigError, UnauthenticatedError
+from serving.access import Access
 from serving.live.config import LiveConfig
 from serving.live.desk import Desk
+from serving.live.login import who_is
 from serving.live.trigger import NotInBufferError, TriggerBody, open_incident
 
 SERVICE: Final = "mvfoul.live.Console"
@@ -27,8 +30,8 @@ _STOP_S: Final = 1.0
 
 
 @contextmanager
-def grpc_triggers(config: LiveConfig, desk: Desk) -> Iterator[str]:
-    """Listen where the flags say, and yield the address.
+def grpc_triggers(config: LiveConfig, desk: Desk, access: Access) -> Iterator[str]:
+    """Listen where the flags say, encrypted if the page is, and yield the address.
 
     Raises:
         ConfigError: It cannot be bound.
@@ -40,7 +43,10 @@ def grpc_triggers(config: LiveConfig, desk: Desk) -> Iterator[str]:
 
     def trigger(request: Any, context: Any) -> Any:
         try:
-            incident = open_incident(TriggerBody(**MessageToDict(request)), config, desk)
+            by = who_is(access.door, dict(context.invocation_metadata()).get("authorization", ""))
+            incident = open_incident(TriggerBody(**MessageToDict(request)), config, desk, by=by)
+        except UnauthenticatedError as error:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
         except (ValidationError, NotInBufferError, TypeError) as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         # Through JSON, which knows no tuples.
@@ -53,7 +59,9 @@ def grpc_triggers(config: LiveConfig, desk: Desk) -> Iterator[str]:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Trigger": handler}),))
     host = f"[{config.host}]" if ":" in config.host else config.host
     try:
-        port = server.add_insecure_port(f"{host}:{config.grpc_port}")
+        address = f"{host}:{config.grpc_port}"
+        tls = access.tls
+        port = server.add_secure_port(address, tls.grpc_credentials()) if tls else server.add_insecure_port(address)
     except RuntimeError as error:
         raise ConfigError(f"--grpc-port {config.grpc_port} on {config.host} cannot be used. Choose another.") from error
     server.start()

@@ -81,7 +81,7 @@ class Incident:
     views: dict[str, View] = field(default_factory=dict)
     rulings: list[Ruling] = field(default_factory=list)
     actions: list[dict[str, Any]] = field(default_factory=list)
-    """What the operator did: at_s, action, detail."""
+    """What the operator did: at_s, action, detail, by whom."""
     restored: bool = False
     """Read from the audit log after a restart: its views cannot be asked again."""
 

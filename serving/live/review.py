@@ -96,8 +96,8 @@ class Review:
                 del self._cases[old]
             self._board.publish("cases", [case.to_json() for case in self._cases.values()])
 
-    def open(self, case_id: str) -> Incident:
-        """Ask about a case: all views, then each alone.
+    def open(self, case_id: str, *, by: str = "") -> Incident:
+        """Ask about a case: all views, then each alone; `by` as in `Desk.open_clips`.
 
         Raises:
             DeskError: There is no such case.
@@ -105,7 +105,7 @@ class Review:
         """
         case = self._case(case_id)
         clips = case.read()
-        incident = self._desk.open_clips(clips, "review", now_s=now_s(), note=case_id)
+        incident = self._desk.open_clips(clips, "review", now_s=now_s(), note=case_id, by=by)
         with self._mutex:
             self._examinations[incident.id] = Examination(incident.id, case_id)
         self._start(self._ask_alone, incident.id, clips)

@@ -14,10 +14,12 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 
+from serving.door import Door
 from serving.live.app import ViewBody, add_incident_actions, base_app, clean_name, read_clip
 from serving.live.board import Board
 from serving.live.config import LiveConfig
 from serving.live.desk import Desk
+from serving.live.login import Who
 from serving.live.recorder import Recorder
 from serving.live.review import Review
 
@@ -28,7 +30,9 @@ class CaseBody(BaseModel):
     id: str
 
 
-def build_review_app(config: LiveConfig, review: Review, desk: Desk, board: Board, recorder: Recorder) -> FastAPI:
+def build_review_app(
+    config: LiveConfig, review: Review, desk: Desk, board: Board, recorder: Recorder, door: Door
+) -> FastAPI:
     """Return the review's application."""
 
     def state() -> dict[str, Any]:
@@ -41,12 +45,12 @@ def build_review_app(config: LiveConfig, review: Review, desk: Desk, board: Boar
             "console": {"server": config.target, "audit": {"line": line, "head": head}},
         }
 
-    app = base_app(config, board, recorder, state, page="review.html")
+    app = base_app(config, board, recorder, state, page="review.html", door=door)
     add_incident_actions(app, desk, truth=review.truth)
 
     @app.post("/api/cases/open", status_code=202)
-    def _open(body: CaseBody) -> dict[str, Any]:
-        return review.open(body.id).to_json()
+    def _open(body: CaseBody, who: Who) -> dict[str, Any]:
+        return review.open(body.id, by=who).to_json()
 
     @app.post("/api/cases/add", status_code=202)
     async def _add(case: str, name: str, request: Request) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import sys
@@ -11,6 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from mvfoul.errors import ConfigError
+from serving.access import Access
 from serving.client import FoulClient
 from serving.live.app import build_app
 from serving.live.audit import AuditLog
@@ -21,6 +23,7 @@ from serving.live.cutting import DeskSettings
 from serving.live.desk import Desk
 from serving.live.grpc_trigger import grpc_triggers
 from serving.live.library import find_cases
+from serving.live.login import make_access
 from serving.live.metrics import LiveMetrics
 from serving.live.recorder import Recorder
 from serving.live.review import Review
@@ -44,16 +47,18 @@ def run(config: LiveConfig) -> None:
     for name in ("mvfoul", "serving"):
         logging.getLogger(name).setLevel(config.log_level.upper())
     with ExitStack() as stack:
+        access = make_access(config)
         board = Board()
-        app, desk = _app(config, board, stack)
+        app, desk = _app(config, board, access, stack)
         listener = stack.enter_context(_bound(config.host, config.http_port))
-        ready = f"http={_address(config.host, listener.getsockname()[1])}"
+        scheme = "https" if access.tls else "http"
+        ready = f"{scheme}={_address(config.host, listener.getsockname()[1])}"
         if config.grpc_port is not None and not config.review:
-            ready += f" grpc={stack.enter_context(grpc_triggers(config, desk))}"
-        _serve(app, board, listener, ready)
+            ready += f" grpc={stack.enter_context(grpc_triggers(config, desk, access))}"
+        _serve(app, board, access, listener, ready)
 
 
-def _app(config: LiveConfig, board: Board, stack: ExitStack) -> tuple[FastAPI, Desk]:
+def _app(config: LiveConfig, board: Board, access: Access, stack: ExitStack) -> tuple[FastAPI, Desk]:
     contacts = read_timecodes(config.timecodes) if config.timecodes else ()
     cases = find_cases(config.review) if config.review else {}
     audit = AuditLog(config.audit_dir)
@@ -72,10 +77,10 @@ def _app(config: LiveConfig, board: Board, stack: ExitStack) -> tuple[FastAPI, D
     stack.callback(routines.stop)
     routines.start()
     if not config.review:
-        return build_app(config, cameras, desk, board, recorder, routines), desk
+        return build_app(config, cameras, desk, board, recorder, routines, access.door), desk
     review = Review(cases, desk, client, board, artifact=config.artifact)
     stack.callback(review.cancel)
-    return build_review_app(config, review, desk, board, recorder), desk
+    return build_review_app(config, review, desk, board, recorder, access.door), desk
 
 
 def _cameras(config: LiveConfig) -> list[Camera]:
@@ -96,24 +101,28 @@ def _bound(host: str, port: int) -> socket.socket:
 class _Announcing(uvicorn.Server):
     """Says READY once requests are answered, and ends the pages' streams when it stops: nobody waits for them."""
 
-    def __init__(self, config: uvicorn.Config, board: Board, ready: str) -> None:
+    def __init__(self, config: uvicorn.Config, board: Board, access: Access, ready: str) -> None:
+        config.load()
+        config.ssl = access.tls.context if access.tls else None
         super().__init__(config)
-        self._board, self._ready = board, ready
+        self._board, self._access, self._ready = board, access, ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        self._following = asyncio.create_task(self._access.follow())
         # On stdout, where nothing else is written: scripts wait for this line.
         sys.stdout.write(f"READY {self._ready}\n")
         sys.stdout.flush()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._board.close()
+        self._following.cancel()
         await super().shutdown(sockets)
 
 
-def _serve(app: FastAPI, board: Board, listener: socket.socket, ready: str) -> None:
+def _serve(app: FastAPI, board: Board, access: Access, listener: socket.socket, ready: str) -> None:
     settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5, access_log=False)
-    _Announcing(settings, board, ready).run(sockets=[listener])
+    _Announcing(settings, board, access, ready).run(sockets=[listener])
     log.info("stopped")
 
 

@@ -27,8 +27,14 @@ class TriggerBody(BaseModel):
     """The page says operator."""
 
 
-def open_incident(body: TriggerBody, config: LiveConfig, desk: Desk) -> Incident:
+def open_incident(body: TriggerBody, config: LiveConfig, desk: Desk, *, by: str = "") -> Incident:
     """Open the incident that a trigger names; its decision follows on the page.
+
+    Args:
+        body: The trigger.
+        config: The console's.
+        desk: Where it is opened.
+        by: Who signed in and sent it; empty where nobody needs to.
 
     Raises:
         NotInBufferError: The cameras do not hold its contact, and will not in time.
@@ -39,4 +45,6 @@ def open_incident(body: TriggerBody, config: LiveConfig, desk: Desk) -> Incident
     if not pressed_s - config.buffer_s <= contact_s <= pressed_s + config.wait_s:
         held = f"the buffers hold {config.buffer_s:g} s"
         raise NotInBufferError(f"the contact is {pressed_s - contact_s:.1f} s ago; {held}.")
-    return desk.trigger(contact_s, body.source, now_s=pressed_s, operator=body.operator, note=body.note)
+    # A program may name its operator; who signed in stands beside it.
+    who = f"{body.operator}, signed in as {by}" if body.operator and by else body.operator or by
+    return desk.trigger(contact_s, body.source, now_s=pressed_s, operator=who, note=body.note)

@@ -2,7 +2,7 @@
 
 import { listen, post } from "./api.js";
 import { answers, latency, sentence } from "./decision.js";
-import { announce, byId, clock, el, meter, noticeItems, percent, refill } from "./dom.js";
+import { announce, byId, clock, el, meter, noticeItems, percent, refill, showWho } from "./dom.js";
 import { Players, isStep, isTyping, playerKey } from "./player.js";
 
 const state = { incidents: new Map(), selected: null, revision: null, follow: true, notices: [], problem: "" };
@@ -174,6 +174,7 @@ listen({
     // Opened while this page was not connected: shown, unless somebody chose an older one.
     if (state.follow || !state.incidents.has(before)) { state.selected = [...state.incidents.keys()].at(-1) ?? null; if (state.selected !== before) state.revision = null; }
     showCameras(all.cameras); showNotices(all.notices); showWatching(all.watching); show();
+    showWho(all.who);
     for (const ago of document.querySelectorAll("[data-default-ago]")) ago.textContent = all.console.contact_offset_s;
   },
   incident: take, cameras: showCameras, notices: showNotices, watching: showWatching,

@@ -36,6 +36,12 @@ export function announce(text) {
 
 export const byId = (id) => document.getElementById(id);
 
+// Who signed in; nothing where nobody has to.
+export function showWho(name) {
+  byId("who").hidden = !name;
+  byId("who").textContent = name ? `signed in as ${name}` : "";
+}
+
 export const percent = (probability) => `${Math.round(100 * probability)} %`;
 
 export function meter(share, label) {

@@ -2,7 +2,7 @@
 
 import { listen, post } from "./api.js";
 import { answers, latency, sentence } from "./decision.js";
-import { announce, byId, el, meter, noticeItems, percent, refill } from "./dom.js";
+import { announce, byId, el, meter, noticeItems, percent, refill, showWho } from "./dom.js";
 import { Players, isStep, isTyping, playerKey } from "./player.js";
 import { drawOverlay } from "./overlay.js";
 
@@ -184,6 +184,7 @@ zone.addEventListener("drop", (event) => { event.preventDefault(); zone.classLis
 
 listen({
   snapshot: (all) => {
+    showWho(all.who);
     state.cases = all.cases;
     state.incidents = new Map(all.incidents.map((item) => [item.id, item]));
     state.examinations = new Map(all.examinations.map((item) => [item.incident_id, item]));

@@ -28,11 +28,12 @@ class Console:
     address: str
     audit: Path
     grpc: str = ""
+    scheme: str = "http"
     log: list[str] = field(default_factory=list)
 
     @property
     def url(self) -> str:
-        return f"http://{self.address}"
+        return f"{self.scheme}://{self.address}"
 
     def state(self) -> dict[str, Any]:
         return httpx.get(f"{self.url}/api/state", timeout=20).json()
@@ -86,9 +87,10 @@ def _started(audit: Path, flags: tuple[str, ...], port: int) -> Iterator[Console
         watchdog.start()
         line = process.stdout.readline()
         watchdog.cancel()
-        assert line.startswith("READY http="), console.text()
+        assert line.startswith(("READY http=", "READY https=")), console.text()
         ready = dict(word.split("=", 1) for word in line.split()[1:])
-        console.address, console.grpc = ready["http"], ready.get("grpc", "")
+        console.scheme = "https" if "https" in ready else "http"
+        console.address, console.grpc = ready[console.scheme], ready.get("grpc", "")
         yield console
     finally:
         process.terminate()
