@@ -92,11 +92,15 @@ class Intake:
         )
 
     def _contradicts_itself(self, received: Received) -> bool:
-        """Whether a B-frame would be decoded when it is shown: after a jump, FFmpeg's RTP reader says so of all."""
+        """Whether a B-frame would be decoded before the picture that came before it.
+
+        After a jump, FFmpeg's RTP reader says of all pictures that they are decoded when they are shown. Of the last
+        ones of a pyramid of B-frames that is true.
+        """
         stretch, ticks = self._stretch, received.ticks
         if stretch is None or self._is_new or received.dts_ticks != ticks:
             return False
-        return 0 < stretch.latest_ticks - ticks <= stretch.reordered_ticks
+        return 0 < stretch.order_ticks - ticks <= stretch.reordered_ticks
 
     def _measure(self, received: Received, stretch: _Stretch) -> None:
         clock, ticks = stretch.segment.clock, received.ticks

@@ -97,7 +97,7 @@ function showViews() {
   const link = byId("case");
   link.setAttribute("aria-disabled", String(!latest));
   if (latest) link.href = `/api/incidents/${incident.id}/case.zip`; else link.removeAttribute("href");
-  players.show(incident?.views ?? []);
+  players.show(incident?.views ?? [], incident?.id);
 }
 
 function showHistory() {

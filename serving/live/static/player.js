@@ -16,11 +16,17 @@ export class Players {
     this.speed = 0;
     this.playing = false;
     this.key = "";
+    this.incident = undefined;
     transport.append(this.#transport());
   }
 
-  // views: [{name, sha256, state, reason, weight}]
-  show(views) {
+  // views: [{name, sha256, state, reason, weight}] of an incident; another one begins at its contact.
+  show(views, incident) {
+    if (incident !== this.incident) {
+      this.incident = incident;
+      this.pause();
+      this.seek(CONTACT);
+    }
     const key = JSON.stringify(views.map((v) => [v.name, v.sha256, v.sha256 ? "" : v.state]));
     if (key === this.key) return;
     this.key = key;
@@ -50,7 +56,9 @@ export class Players {
   async #load(view, item) {
     const response = await fetch(`/api/clips/${view.sha256}.mp4`).catch(() => null);
     if (!response?.ok) { item.isLost = true; item.figure.replaceWith(masked({ ...view, reason: response ? "its clip is no longer kept" : "its clip could not be fetched" })); return; }
-    item.url = URL.createObjectURL(await response.blob());
+    const clip = await response.blob();
+    if (this.videos.get(view.name) !== item) return;  // Another incident is shown by now.
+    item.url = URL.createObjectURL(clip);
     item.video.src = item.url;
     item.video.addEventListener("loadeddata", () => { this.#place(item.video); this.#tell(); }, { once: true });
     item.video.addEventListener("error", () => item.figure.append(el("figcaption", { style: { top: ".4rem", bottom: "auto" } }, "this browser cannot play its codec")));
@@ -98,7 +106,7 @@ export class Players {
     if (![...this.videos.values()].some((item) => item.isLost)) return;
     for (const [name, item] of this.videos) if (item.isLost) this.videos.delete(name);
     this.key = "";
-    this.show(this.views);
+    this.show(this.views, this.incident);
   }
 
   // The first video that can be played leads; one that is a frame off is put right.

@@ -89,7 +89,7 @@ function showViews() {
     select.replaceChildren(...usable.map((name) => el("option", { value: name }, name)));
     if (usable.includes(kept)) select.value = kept;
   }
-  players.show(now?.views ?? []);
+  players.show(now?.views ?? [], now?.id);
 }
 
 function showExamination() {

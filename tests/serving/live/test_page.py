@@ -83,7 +83,11 @@ class Page:
         until(lambda: sorted(self.browser.execute_script(script)) == sorted(names), f"decided on {names}")
 
     def number(self, view: str) -> int:
-        return until(lambda: (self.browser.execute_script(NUMBER, view) or 0) + 1, f"a picture of {view}") - 1
+        def shown() -> tuple[int, ...]:
+            number = self.browser.execute_script(NUMBER, view)
+            return () if number is None else (number,)
+
+        return until(shown, f"a picture of {view}")[0]
 
     def incident(self) -> str:
         return self.browser.execute_script(
@@ -207,6 +211,9 @@ def test_all_players_step_by_exactly_one_frame_and_stay_in_step(page: Page) -> N
     assert "0.25\N{MULTIPLICATION SIGN}" in page.text("#transport")
     page.press(" ", "c")
     assert page.text("#where") == "contact"
+    page.press(Keys.ARROW_LEFT)
+    page.trigger("2")
+    assert page.text("#where") == "contact", "another incident begins at its own"
 
 
 def test_a_dropped_view_a_moved_contact_and_a_replay_each_bring_a_new_answer(
