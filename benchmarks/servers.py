@@ -37,6 +37,7 @@ class Running:
 @contextmanager
 def embedded(artifact: Path, threads: int, *flags: str) -> Iterator[Running]:
     """Start the embedded server with this many threads for the graphs."""
+    exit_on_sigterm()
     with _serving(artifact, "--threads", str(threads), *flags) as (process, ready):
         yield Running("embedded", ready["grpc"], ready["http"], (process.pid,))
 
@@ -66,7 +67,6 @@ def triton(artifact: Path, threads: int, *flags: str, max_batch: int = 16) -> It
 def _serving(artifact: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
     ports = ("--http-port", "0", "--grpc-port", "0", "--log-level", "warning")
     limits = ("--max-request-bytes", str(MAX_REQUEST_BYTES))
-    exit_on_sigterm()
     command: Sequence[str] = (
         sys.executable, "-m", "serving", "--artifact", str(artifact), *ports, *limits, *flags
     )  # fmt: skip

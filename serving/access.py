@@ -7,6 +7,7 @@ import ipaddress
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from serving.config import ServeConfig
 from serving.door import Door
@@ -41,24 +42,61 @@ class Access:
             self.tls.reload()
 
 
+class AccessFiles(Protocol):
+    """The flags of whatever listens: the server's, the console's."""
+
+    @property
+    def token_file(self) -> Path | None:
+        """See `serving.door`."""
+
+    @property
+    def tls_cert(self) -> Path | None:
+        """The certificate, PEM."""
+
+    @property
+    def tls_key(self) -> Path | None:
+        """Its key, PEM."""
+
+
 def make_access(config: ServeConfig) -> Access:
     """Return what the flags ask for.
 
     Raises:
         ConfigError: A file is not as it should be.
     """
-    tls = None
-    if config.tls_cert is not None and config.tls_key is not None:
-        tls = ServerTls(TlsFiles(cert=config.tls_cert, key=config.tls_key, client_ca=config.tls_client_ca))
-    if config.token_file is not None and tls is None and not is_loopback(config.host):
-        log.warning("tokens travel unencrypted: --token-file without --tls-cert on %s", config.host)
-    door = Door(
-        config.token_file,
-        certificates=config.tls_client_ca is not None,
-        max_in_flight=config.max_in_flight_per_client,
+    return open_access(
+        config, host=config.host, client_ca=config.tls_client_ca, max_in_flight=config.max_in_flight_per_client
     )
-    flags = (config.token_file, config.tls_cert, config.tls_key, config.tls_client_ca)
-    return Access(door, tls, tuple(path for path in flags if path is not None))
+
+
+def open_access(
+    files: AccessFiles, *, host: str, client_ca: Path | None = None, max_in_flight: int = 0, flags: str = "--"
+) -> Access:
+    """Read the files.
+
+    Args:
+        files: Of tokens and TLS.
+        host: Where the server listens.
+        client_ca: Certificates that sign those of the clients; None: they show none.
+        max_in_flight: See `Door`.
+        flags: How the flags that named the files begin, for messages.
+
+    Raises:
+        ConfigError: A file is not as it should be.
+    """
+    tls = None
+    if files.tls_cert is not None and files.tls_key is not None:
+        tls = ServerTls(TlsFiles(cert=files.tls_cert, key=files.tls_key, client_ca=client_ca, flags=f"{flags}tls-"))
+    if files.token_file is not None and tls is None and not is_loopback(host):
+        log.warning("tokens travel unencrypted: %stoken-file without %stls-cert on %s", flags, flags, host)
+    door = Door(
+        files.token_file,
+        certificates=client_ca is not None,
+        max_in_flight=max_in_flight,
+        flag=f"{flags}token-file",
+    )
+    named = (files.token_file, files.tls_cert, files.tls_key, client_ca)
+    return Access(door, tls, tuple(path for path in named if path is not None))
 
 
 def _state(path: Path) -> tuple[int, int, int]:

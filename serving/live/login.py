@@ -18,10 +18,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mvfoul.errors import UnauthenticatedError
-from serving.access import Access, is_loopback
+from serving.access import Access, is_loopback, open_access
 from serving.door import Door, Shown
 from serving.live.config import LiveConfig
-from serving.tls import ServerTls, TlsFiles
 
 _OPEN: Final = ("/healthz", "/metrics")
 _WHO: Final = "mvfoul.who"
@@ -36,18 +35,10 @@ def make_access(config: LiveConfig) -> Access:
     Raises:
         ConfigError: A file is not as it should be.
     """
-    flags = config.access
-    tls = None
-    if flags.tls_cert is not None and flags.tls_key is not None:
-        tls = ServerTls(TlsFiles(cert=flags.tls_cert, key=flags.tls_key, flags="--access.tls-"))
-    door = Door(flags.token_file, flag="--access.token-file")
-    if not is_loopback(config.host):
-        if not door.closed:
-            log.warning("whoever reaches %s can trigger decisions and see clips: use --access.token-file", config.host)
-        elif tls is None:
-            log.warning("tokens travel unencrypted: --access.token-file without --access.tls-cert on %s", config.host)
-    files = (flags.token_file, flags.tls_cert, flags.tls_key)
-    return Access(door, tls, tuple(path for path in files if path is not None))
+    access = open_access(config.access, host=config.host, flags="--access.")
+    if not access.door.closed and not is_loopback(config.host):
+        log.warning("whoever reaches %s can trigger decisions and see clips: use --access.token-file", config.host)
+    return access
 
 
 def who_is(door: Door, authorization: str) -> str:

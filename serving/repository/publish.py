@@ -109,30 +109,29 @@ class _Undo:
         try:
             yield
         except BaseException:  # Ctrl-C, too
+            ensemble = self._names.ensemble
+            # In explicit mode Triton may have taken the new one.
+            take_back = self._configs[ensemble] is not None and self._store.config(ensemble) != self._configs[ensemble]
             # The ensemble first: nothing may ask for the version while it goes.
-            changed = [model for model in self._configs if self._put_back(model)]
-            # Why it failed is worth more than that Triton, perhaps gone, could not be told. In explicit mode it may
-            # have taken the new ensemble.
+            for model in self._configs:
+                self._put_back(model)
+            # Why it failed is worth more than that Triton, perhaps gone, could not be told.
             with suppress(MVFoulError):
-                if self._names.ensemble in changed and self._configs[self._names.ensemble] is not None:
+                if take_back:
                     triton.take_back()
             with suppress(MVFoulError):
                 triton.forget_removed()
             raise
 
-    def _put_back(self, model: str) -> bool:
-        """Return whether anything was changed."""
+    def _put_back(self, model: str) -> None:
         store, before = self._store, self._configs[model]
         if before is None:
             store.remove_model(model)
-            return True
-        changed = bool(store.config(model) != before)
-        if changed:
+            return
+        if store.config(model) != before:
             store.replace_config(model, before)
-        if self._is_new[model] and self._version in store.versions(model):
+        if self._is_new[model]:
             store.remove_version(model, self._version)
-            return True
-        return changed
 
 
 def _put_version(

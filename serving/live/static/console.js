@@ -16,7 +16,7 @@ async function trigger(secondsAgo) {
   const ago = secondsAgo === undefined ? {} : { seconds_ago: secondsAgo };
   const opened = await post("/api/trigger", { ...ago, source: "operator" }, { onError });
   // A second press within half a second is the same press: no event tells of it, and an older one may be shown.
-  if (opened && state.follow && state.incidents.has(opened.id)) select(opened.id);
+  if (opened && state.follow && opened.id !== state.selected && state.incidents.has(opened.id)) select(opened.id);
 }
 
 function command(name, body) {
