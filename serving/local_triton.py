@@ -295,9 +295,9 @@ def main() -> int:
 def _serve(config: TritonConfig) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with LocalTriton(config) as triton:
-        sys.stdout.write(f"READY http={triton.http} grpc={triton.grpc} metrics={triton.metrics} pid={triton.pid}\n")
-        sys.stdout.flush()
         try:
+            sys.stdout.write(f"READY http={triton.http} grpc={triton.grpc} metrics={triton.metrics} pid={triton.pid}\n")
+            sys.stdout.flush()  # who reads it may send SIGTERM before this has returned
             return triton.process.wait()
         except KeyboardInterrupt:
             return 0

@@ -1,4 +1,4 @@
-"""One gRPC connection to Triton: calls with deadline and cancellation, retries, and its statuses as our errors."""
+"""gRPC to Triton: calls with deadline and cancellation, retries, and its statuses as our errors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Connection:
         self.settings = settings
         self.on_retry: Callable[[], None] = lambda: None
         """Called before each repetition."""
-        self._channel: grpc.aio.Channel | None = None
+        self._channels: dict[str, grpc.aio.Channel] = {}
 
     @property
     def target(self) -> str:
@@ -56,7 +56,9 @@ class Connection:
             UnavailableError: It cannot be reached, also after the retries.
             ServiceError: Anything else.
         """
-        stub = GRPCInferenceServiceStub(self._open())
+        # Each model has its own turn: with one for all, of two Tritons one would get every call of the encoder and the
+        # other every call of the head while requests come one after another. gRPC shares the connections.
+        stub = GRPCInferenceServiceStub(self._open(request.model_name))
         metadata = call.trace.headers() if call.trace else None
         return await self._with_retries(
             lambda: stub.ModelInfer(request, timeout=call.remaining_s(), metadata=metadata), call
@@ -102,10 +104,10 @@ class Connection:
         await self._extension("SystemSharedMemoryUnregister", request, _UNREGISTER_S)
 
     async def aclose(self) -> None:
-        """Close the connection."""
-        if self._channel is not None:
-            await self._channel.close()
-            self._channel = None
+        """Close the connections."""
+        channels, self._channels = self._channels, {}
+        for channel in channels.values():
+            await channel.close()
 
     async def _extension(self, method: str, request: Message, timeout_s: float = 10.0) -> None:
         rpc = self._open().unary_unary(
@@ -162,8 +164,8 @@ class Connection:
             )
         return ServiceError(f"{where} answered {code.name}: {details}")
 
-    def _open(self) -> grpc.aio.Channel:
-        if self._channel is None:
+    def _open(self, model: str = "") -> grpc.aio.Channel:
+        if model not in self._channels:
             options = [
                 ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
@@ -178,10 +180,10 @@ class Connection:
             ]
             credentials = _credentials(self.settings)
             if credentials is None:
-                self._channel = grpc.aio.insecure_channel(self.target, options)
+                self._channels[model] = grpc.aio.insecure_channel(self.target, options)
             else:
-                self._channel = grpc.aio.secure_channel(self.target, credentials, options)
-        return self._channel
+                self._channels[model] = grpc.aio.secure_channel(self.target, credentials, options)
+        return self._channels[model]
 
 
 def _credentials(settings: TritonSettings) -> grpc.ChannelCredentials | None:

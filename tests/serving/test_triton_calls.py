@@ -204,20 +204,36 @@ def test_a_client_that_hangs_up_ends_the_call_to_triton(watched, before_it, arti
         assert call.cancelled.wait(1.5), f"long before {MAX_REQUEST_S} s"
 
 
-def test_of_several_tritons_one_that_has_not_loaded_the_version_yet_costs_no_request(artifact, start_server):
-    """Each polls the repository by itself."""
-    behind, ahead = WatchedTriton(artifact), WatchedTriton(artifact)
-    behind.encode = failing(grpc.StatusCode.NOT_FOUND, "unknown model version")
+@pytest.fixture
+def two_tritons(artifact, start_server):
+    """The two, and `classify(count)`, one request after another through a transformer before both; its retries."""
+    tritons = WatchedTriton(artifact), WatchedTriton(artifact)
     with ExitStack() as stack:
-        target = f"ipv4:{stack.enter_context(serving(behind))},{stack.enter_context(serving(ahead))}"
-        server = stack.enter_context(start_server("--triton", target, "--self-test-interval-s", "60"))
+        target = ",".join(stack.enter_context(serving(triton)) for triton in tritons)
+        server = stack.enter_context(start_server("--triton", f"ipv4:{target}", "--self-test-interval-s", "60"))
         client = stack.enter_context(triton_grpc.InferenceServerClient(server.grpc))
         views = tensor(VIEWS, artifact.golden()[VIEWS])
-        count = 0
-        # gRPC may connect to the one that is behind only later.
-        while retries(server) == 0:
-            assert count < 200, "none went to the one that is behind"
-            client.infer("mvfoul", [views], request_id=f"request-{count}")
-            count += 1
-    assert any(behind.of(f"request-{number}") for number in range(count)), "some went to the one that was behind first"
-    assert all(ahead.of(f"request-{number}") for number in range(count))
+
+        def classify(count):
+            for number in range(count):
+                client.infer("mvfoul", [views], request_id=f"request-{number}")
+            return retries(server)
+
+        yield *tritons, classify
+
+
+def test_each_model_takes_its_turn_among_several_tritons(two_tritons):
+    """A request has two calls: with one turn for both models, each Triton would get one model's calls only."""
+    *tritons, classify = two_tritons
+    assert classify(8) == 0
+    for triton in tritons:
+        assert {call.model for call in triton.seen if call.id != "self-test"} == {"mvfoul_encoder", "mvfoul_head"}
+
+
+def test_of_several_tritons_one_that_has_not_loaded_the_version_yet_costs_no_request(two_tritons):
+    """Each polls the repository by itself."""
+    behind, ahead, classify = two_tritons
+    behind.encode = failing(grpc.StatusCode.NOT_FOUND, "unknown model version")
+    assert classify(6) >= 1
+    assert any(behind.of(f"request-{number}") for number in range(6)), "some went to the one that was behind first"
+    assert all(ahead.of(f"request-{number}") for number in range(6))
