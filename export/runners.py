@@ -9,9 +9,11 @@ All answer by tensor name:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import onnxruntime
@@ -37,6 +39,8 @@ from mvfoul.labels import ACTION_CLASSES, OFFENCE_SEVERITIES
 
 Tensors = Mapping[str, NDArray[Any]]
 
+CUDA_PROVIDER: Final = "CUDAExecutionProvider"
+"""ONNX Runtime's name of a GPU."""
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(float16)": "float16"}
 
 
@@ -120,6 +124,10 @@ def onnx_session(path: Path, threads: int = 0, provider: str = ONNXRUNTIME_PROVI
         ArtifactError: ONNX Runtime refuses it, or does not have the provider.
     """
     options = configure_onnxruntime(onnxruntime.SessionOptions(), threads=threads)
+    if provider == CUDA_PROVIDER:
+        # CUDA and cuDNN as pip installs them are not where the loader looks. What is missing is printed.
+        with redirect_stdout(sys.stderr):
+            onnxruntime.preload_dlls()
     try:
         session = onnxruntime.InferenceSession(path, options, providers=[provider])
     except Exception as error:

@@ -25,28 +25,33 @@ from training.model.network import FoulNetwork
 
 
 class TorchRunner:
-    """The checkpoint's network in PyTorch, float32. Probabilities are computed by `mvfoul.prediction`, not by torch."""
+    """The checkpoint's network in PyTorch. Probabilities are computed by `mvfoul.prediction`, not by torch."""
 
-    def __init__(self, network: FoulNetwork, temperatures: Mapping[str, float], *, compiled: bool = False) -> None:
+    def __init__(
+        self, network: FoulNetwork, temperatures: Mapping[str, float], *, compiled: bool = False, half: bool = False
+    ) -> None:
         """Take a network where it is, on the CPU or on a GPU.
 
         Args:
             network: Answers in evaluation mode.
             temperatures: By head.
             compiled: Whether the encoder goes through torch.compile, once for every N.
+            half: Whether the encoder computes in float16, under autocast; the reference of parity is float32.
         """
         self._network = network.eval()
         self._temperatures = temperatures
         self._device = next(network.parameters()).device
         self._encode = torch.compile(network.encode, dynamic=False) if compiled else network.encode
         self._compiled = compiled
+        self._half = half
 
     @property
     def name(self) -> str:
         """See `Runner`."""
         compiled = ", torch.compile" if self._compiled else ""
         device = "" if self._device.type == "cpu" else f", {torch.cuda.get_device_name(self._device)}"
-        return f"PyTorch {torch.__version__}{compiled}{device}"
+        half = ", float16" if self._half else ""
+        return f"PyTorch {torch.__version__}{half}{compiled}{device}"
 
     @property
     def graphs(self) -> tuple[GraphSpec, GraphSpec]:
@@ -55,8 +60,9 @@ class TorchRunner:
 
     def encode(self, views: NDArray[np.uint8]) -> Tensors:
         """See `Runner`."""
-        with torch.inference_mode():
-            return {FEATURES: self._encode(_aligned(views).to(self._device)).cpu().numpy()}
+        half = torch.autocast(self._device.type, torch.float16, enabled=self._half)
+        with torch.inference_mode(), half:
+            return {FEATURES: self._encode(_aligned(views).to(self._device)).float().cpu().numpy()}
 
     def classify(self, features: NDArray[np.float32]) -> Tensors:
         """See `Runner`."""

@@ -30,6 +30,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 REPO = Path(__file__).resolve().parent.parent
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(scope="session")
 def repo_root() -> Path:
     return REPO

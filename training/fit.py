@@ -199,11 +199,8 @@ class Fit:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take over weights, optimiser and schedule; the progress is the caller's."""
-        learner = self.parts.learner
-        learner.load_state_dict(vars(checkpoint))
+        self.parts.learner.load_state_dict(vars(checkpoint))
         self.parts.schedule.load_state_dict(checkpoint.scheduler or {})
-        # torch warns where a schedule moves before the first step of its optimiser; that was in another process.
-        learner.optimizer._opt_called = True  # type: ignore[attr-defined]
 
     def _kept(self) -> str:
         best = self.progress.best_epoch

@@ -82,6 +82,9 @@ class Schedule:
             )
         else:
             self._scheduler = LambdaLR(optimizer, lambda epoch: lr_factor(config, epoch, epochs=epochs, lr=lr))
+        # torch warns where a schedule moves before the first step of its optimiser: that can have been in another
+        # process, and with fp16 the few steps of a short first epoch can all be skipped.
+        optimizer._opt_called = True  # type: ignore[attr-defined]
 
     def epoch_ended(self, goodness: float) -> None:
         """Set the learning rate of the next epoch.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from export.benchmark.config import ENGINES, OF_CHECKPOINT, BenchmarkConfig, EngineName
+from export.benchmark.config import CUDA_ENGINES, ENGINES, OF_CHECKPOINT, BenchmarkConfig, EngineName
 from mvfoul.artifact import Artifact
 from mvfoul.errors import ConfigError
 
@@ -28,15 +28,17 @@ def _obstacle(engine: EngineName, config: BenchmarkConfig, artifact: Artifact) -
         return "PyTorch needs the checkpoint: --ckpt best.pth.tar"
     if engine == "openvino" and find_spec("openvino") is None:
         return 'the package is missing: pip install "vars-platform[openvino]"'
-    if engine in {"eager-cuda", "compile-cuda"}:
+    if engine in OF_CHECKPOINT & CUDA_ENGINES:
         import torch
 
         return "" if torch.cuda.is_available() else "PyTorch sees no CUDA device"
     if engine == "onnxruntime-cuda":
         import onnxruntime
 
+        from export.runners import CUDA_PROVIDER
+
         found = onnxruntime.get_available_providers()
-        return "" if "CUDAExecutionProvider" in found else 'no CUDA here: pip install "vars-platform[gpu]"'
+        return "" if CUDA_PROVIDER in found else 'no CUDA here: pip install "vars-platform[gpu]"'
     if engine == "tensorrt":
         return _tensorrt_obstacle(artifact)
     return ""

@@ -9,12 +9,21 @@ from typing import Final, Literal, get_args
 from mvfoul.command import check_flag
 
 EngineName = Literal[
-    "eager", "compile", "onnxruntime", "openvino", "eager-cuda", "compile-cuda", "onnxruntime-cuda", "tensorrt"
+    "eager",
+    "compile",
+    "onnxruntime",
+    "openvino",
+    "eager-cuda",
+    "eager-fp16-cuda",
+    "compile-cuda",
+    "compile-fp16-cuda",
+    "onnxruntime-cuda",
+    "tensorrt",
 ]
 ENGINES: Final[tuple[EngineName, ...]] = get_args(EngineName)
-CUDA_ENGINES: Final = frozenset({"eager-cuda", "compile-cuda", "onnxruntime-cuda", "tensorrt"})
-OF_CHECKPOINT: Final = frozenset({"eager", "compile", "eager-cuda", "compile-cuda"})
-"""PyTorch's: an artifact does not hold what they need."""
+CUDA_ENGINES: Final = frozenset(name for name in ENGINES if name.endswith("-cuda") or name == "tensorrt")
+OF_CHECKPOINT: Final = frozenset(name for name in ENGINES if name.startswith(("eager", "compile")))
+"""PyTorch's: an artifact does not hold what they need. fp16: the encoder under autocast, as TensorRT's plan is."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ from export.benchmark.config import CUDA_ENGINES, EngineName
 from export.difference import Difference
 from mvfoul.artifact import FEATURES, VIEWS, Artifact, read_manifest
 from mvfoul.command import peak_memory_bytes
+from mvfoul.engines import ONNXRUNTIME_PROVIDERS
 from mvfoul.errors import MVFoulError
 
 if TYPE_CHECKING:
@@ -127,13 +128,15 @@ def _torch(job: Job) -> Runner:
     assert job.ckpt is not None  # noqa: S101  # BenchmarkConfig lets no such engine pass without a checkpoint
     torch.set_num_threads(job.threads)
     network, checkpoint = load_network(job.ckpt, "cuda" if job.engine in CUDA_ENGINES else "cpu")
-    return TorchRunner(network, checkpoint.temperatures, compiled=job.engine.startswith("compile"))
+    return TorchRunner(
+        network, checkpoint.temperatures, compiled=job.engine.startswith("compile"), half="fp16" in job.engine
+    )
 
 
 def _onnxruntime(job: Job) -> Runner:
-    from export.runners import OnnxRunner
+    from export.runners import CUDA_PROVIDER, OnnxRunner
 
-    provider = "CUDAExecutionProvider" if job.engine in CUDA_ENGINES else "CPUExecutionProvider"
+    provider = CUDA_PROVIDER if job.engine in CUDA_ENGINES else ONNXRUNTIME_PROVIDERS[0]
     return OnnxRunner(job.artifact, threads=job.threads, provider=provider)
 
 

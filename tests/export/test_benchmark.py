@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from export.benchmark.config import BenchmarkConfig
 from export.benchmark.race import run_benchmark
 from export.benchmark.results import EngineResult, Results
+from export.runners import CUDA_PROVIDER
 from mvfoul.artifact import ENCODER, load_artifact, write_manifest
 from mvfoul.errors import ConfigError
 
@@ -82,6 +84,36 @@ def test_an_engine_that_fails_is_a_line_of_the_table_and_stops_no_other(tiny_art
     )
     assert len(results.failed) == 2
     assert f"cannot load {artifact / ENCODER}" in results.to_markdown()
+
+
+def test_a_gpus_engines_are_compared_with_pytorch_on_the_gpu(race):
+    _, results = race
+    seconds = {"eager": 9.0, "eager-cuda": 4.0, "compile-fp16-cuda": 1.0, "tensorrt": 0.5}
+    engines = tuple(EngineResult(name, seconds={1: [value]}) for name, value in seconds.items())
+    made = replace(results, engines=engines)
+    assert {row.engine: row.ratio and row.ratio[1] for row in made.rows()} == {
+        "eager": 1.0,
+        "eager-cuda": 1.0,
+        "compile-fp16-cuda": 4.0,
+        "tensorrt": 8.0,
+    }
+
+
+@pytest.mark.gpu
+def test_every_engine_of_a_gpu_answers_as_pytorch_on_the_cpu(tiny_artifact, tiny_checkpoint, tmp_path):
+    import onnxruntime
+
+    engines = ["eager", "eager-cuda", "eager-fp16-cuda", "compile-cuda", "compile-fp16-cuda"]
+    if CUDA_PROVIDER in onnxruntime.get_available_providers():
+        engines.append("onnxruntime-cuda")
+    config = BenchmarkConfig(
+        artifact=tiny_artifact, ckpt=tiny_checkpoint, engines=engines, views=(1, 3), rounds=3, output=tmp_path / "new"
+    )
+    results = run_benchmark(config)
+    assert not results.failed, results.to_markdown()
+    assert [result.engine for result in results.engines] == engines
+    for result in results.engines:
+        assert result.features_cosine > (0.999 if "fp16" in result.engine else 0.9999), result.spelled()
 
 
 def test_pytorch_takes_part_only_with_the_checkpoint_of_the_artifact(tiny_artifact, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from export.batches import golden_views
-from export.runners import OnnxRunner
+from export.runners import CUDA_PROVIDER, OnnxRunner
 from export.torch_runner import TorchRunner
 from mvfoul.artifact import (
     ACTION_LOGITS,
@@ -51,3 +51,14 @@ def test_a_file_that_is_no_graph_is_an_artifact_error(tmp_path):
     (tmp_path / ENCODER).write_bytes(b"no graph")
     with pytest.raises(ArtifactError, match=f"ONNX Runtime {onnxruntime.__version__} cannot load .*{ENCODER}"):
         OnnxRunner(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+@pytest.mark.skipif(CUDA_PROVIDER in onnxruntime.get_available_providers(), reason="it can run here")
+def test_a_gpu_that_onnx_runtime_does_not_have_is_no_cpu_in_disguise(tiny_artifact, monkeypatch, capsys):
+    looked = []
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print(looked.append(1) or "Failed to load libcudart.so"))
+    with pytest.raises(ArtifactError, match=r"has no CUDAExecutionProvider here, for .*encoder\.onnx"):
+        OnnxRunner(tiny_artifact, provider=CUDA_PROVIDER)
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "Failed to load libcudart.so\n"), "standard output is the command's own"

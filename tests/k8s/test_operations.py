@@ -120,13 +120,16 @@ def test_both_places_name_the_same_gpu():
 
 
 def test_the_cost_is_what_the_script_says(repo_root):
-    (command,) = re.findall(r"^python (benchmarks/cost.py .*)$", PAGE, re.MULTILINE)
-    shown = subprocess.run(
-        [sys.executable, *shlex.split(command)], cwd=repo_root, capture_output=True, text=True, check=True
-    )
-    row = shown.stdout.splitlines()[-1].split("|")
-    assert f"**{row[4].strip()} hours**" in PAGE
-    assert re.search(rf"take {row[5].strip()}\s+replicas", PAGE)
+    commands = re.findall(r"^python (benchmarks/cost.py .*)$", PAGE, re.MULTILINE)
+    rows = []
+    for command in commands:
+        shown = subprocess.run(
+            [sys.executable, *shlex.split(command)], cwd=repo_root, capture_output=True, text=True, check=True
+        )
+        rows.append([cell.strip() for cell in shown.stdout.splitlines()[-1].split("|")])
+    cpu, gpu = rows
+    assert [f"{row[4]} hours" for row in rows] == re.findall(r"\*\*([\d.]+ hours)\*\*", PAGE)
+    assert re.search(rf"take {cpu[5]} replicas of the one or {gpu[5]} replicas of the other", PAGE)
 
 
 def test_the_cost_of_a_benchmark_has_a_row_for_each_engine(repo_root, tmp_path):

@@ -243,7 +243,6 @@ def test_nonsense_is_refused(settings, message):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_gpu_changes_views_as_the_cpu_does(view):
     views, rows = torch.stack([view] * 8), rows_of(EVERYTHING, range(8))
     difference = (change_views(views.cuda(), rows).cpu().int() - change_views(views, rows).int()).abs()

@@ -244,7 +244,6 @@ def test_a_batch_moves_as_a_whole(write):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_batch_is_pinned_by_the_loader_and_reaches_the_gpu(write):
     (batch,) = load_all(open_data(write([[40, 70]])), pin_memory=True)
     assert isinstance(batch, ActionBatch)

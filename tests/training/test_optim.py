@@ -102,3 +102,11 @@ def test_without_decay_of_norms_every_parameter_is_still_in_one_group():
     assert (decaying["weight_decay"], steady["weight_decay"]) == (0.1, 0.0)
     assert all(parameter.ndim > 1 for parameter in decaying["params"])
     assert len(decaying["params"]) + len(steady["params"]) == len(list(network.parameters()))
+
+
+def test_an_epoch_whose_steps_were_all_skipped_moves_the_schedule_without_torchs_warning():
+    """fp16: the first gradients overflow until the loss's scale has come down."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    schedule = Schedule(optimizer, ScheduleConfig(name="cosine"), epochs=2, lr=0.1)
+    schedule.epoch_ended(0.0)  # pytest makes a warning an error
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05)

