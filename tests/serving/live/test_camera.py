@@ -322,6 +322,19 @@ def test_a_file_plays_as_a_camera_over_and_over(
     assert (health.clock, health.dropped, health.reconnects) == ("file", 0, 0)
 
 
+def test_a_file_has_no_seam_where_it_begins_again_also_with_a_pyramid_of_b_frames(
+    numbered_clip: Callable[..., Path], camera: Callable[..., Camera], frame_numbers: Callable[[np.ndarray], list[int]]
+) -> None:
+    pyramid = {"bf": "3", "b-pyramid": "normal", "b_strategy": "0", "preset": "medium"}
+    main = camera(str(numbered_clip(frames=25, gop=25, options=pyramid)))
+    assert main.wait_for(now_s() + 3.6, 10)
+    # A cut of 1.3 s of a clip of 1 s holds a seam, wherever it begins.
+    numbers = frame_numbers(decode_clip(main.cut(now_s() - 1.1, before_s=0.4, after_s=0.9).data, SPEC))
+    assert numbers == [(numbers[0] + i) % 25 for i in range(30)]
+    health = main.health()
+    assert (health.dropped, health.reconnects) == (0, 0)
+
+
 def test_a_test_pattern_is_a_camera(camera: Callable[..., Camera]) -> None:
     main = camera("lavfi:testsrc2=size=128x96:rate=25")
     assert main.wait_for(now_s() + 1.6, 10)
