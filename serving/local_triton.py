@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 import uuid
@@ -142,19 +143,22 @@ class LocalTriton:
         self._stream: Any = None
         for attempt in range(_ATTEMPTS):
             self.ports = _free_ports(config.ports)
-            self.process = self._start()
-            try:
-                self._wait_until_ready()
-            except UnavailableError as error:
-                self.kill()
-                if self.ports == config.ports or not _taken(error) or attempt == _ATTEMPTS - 1:
+            with ExitStack() as held:
+                held.enter_context(_signals_held())
+                self.process = self._start()
+                try:
+                    held.close()
+                    self._wait_until_ready()
+                except UnavailableError as error:
+                    self.kill()
+                    if self.ports == config.ports or not _taken(error) or attempt == _ATTEMPTS - 1:
+                        raise
+                except BaseException:
+                    # Ctrl-C or SIGTERM while the models load: nobody has this object yet to stop it.
+                    self.kill()
                     raise
-            except BaseException:
-                # Ctrl-C or SIGTERM while the models load: nobody has this object yet to stop it.
-                self.kill()
-                raise
-            else:
-                return
+                else:
+                    return
 
     @property
     def http(self) -> str:
@@ -301,6 +305,31 @@ def _serve(config: TritonConfig) -> int:
             return triton.process.wait()
         except KeyboardInterrupt:
             return 0
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let SIGINT and SIGTERM do at the end what they would have done meanwhile.
+
+    One that raises in the middle of `Popen` leaves a process that nobody knows. A blocked signal would not do: the
+    process inherits that.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python's handlers run in the main thread only
+        return
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # What has no handler of Python's ends this process at once, and is left so.
+    mine = [number for number, handler in before.items() if callable(handler)]
+    for number in mine:
+        signal.signal(number, lambda sent, _frame: came.append(sent))
+    try:
+        yield
+    finally:
+        for number in mine:
+            signal.signal(number, before[number])
+        for sent in came:
+            signal.raise_signal(sent)
 
 
 @contextmanager

@@ -62,6 +62,22 @@ def test_who_stops_it_while_the_models_load_leaves_no_server_behind(triton_repos
     wait_until(lambda: gone(server), "tritonserver has ended")
 
 
+def test_a_signal_in_the_middle_of_the_start_leaves_no_server_behind(triton_repository, start_triton, monkeypatch):
+    assert start_triton  # skips where Triton is not installed
+    started, start = [], LocalTriton._start
+
+    def start_and_interrupt(self):
+        started.append(start(self))
+        os.kill(os.getpid(), signal.SIGINT)
+        return started[0]
+
+    monkeypatch.setattr(LocalTriton, "_start", start_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        LocalTriton(TritonConfig(repository=triton_repository))
+    assert started[0].poll() == -signal.SIGKILL
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_a_killed_triton_leaves_no_model_behind(start_triton, triton_repository, wait_until):
     with start_triton(triton_repository) as triton:
         models = children(triton.pid)
