@@ -77,6 +77,10 @@ class OnnxRunner:
             ArtifactError: ONNX Runtime refuses a graph, or does not have the provider.
         """
         self._provider = provider
+        if provider == CUDA_PROVIDER:
+            # CUDA and cuDNN as pip installs them are not where the loader looks. What is missing is printed.
+            with redirect_stdout(sys.stderr):
+                onnxruntime.preload_dlls()
         self._sessions = tuple(onnx_session(directory / file, threads, provider) for file in (ENCODER, HEAD))
 
     @property
@@ -124,10 +128,6 @@ def onnx_session(path: Path, threads: int = 0, provider: str = ONNXRUNTIME_PROVI
         ArtifactError: ONNX Runtime refuses it, or does not have the provider.
     """
     options = configure_onnxruntime(onnxruntime.SessionOptions(), threads=threads)
-    if provider == CUDA_PROVIDER:
-        # CUDA and cuDNN as pip installs them are not where the loader looks. What is missing is printed.
-        with redirect_stdout(sys.stderr):
-            onnxruntime.preload_dlls()
     try:
         session = onnxruntime.InferenceSession(path, options, providers=[provider])
     except Exception as error:

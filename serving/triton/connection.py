@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from functools import cached_property
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -166,31 +167,33 @@ class Connection:
 
     def _open(self, model: str = "") -> grpc.aio.Channel:
         if model not in self._channels:
-            options = [
-                ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-                ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-                # Where the name has several addresses (a headless Service), calls go to all of them in turn.
-                ("grpc.lb_policy_name", "round_robin"),
-                # A server that comes back is found within a second, not within the default two minutes.
-                ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.max_reconnect_backoff_ms", 1000),
-                # A host that vanished without a word is noticed.
-                ("grpc.keepalive_time_ms", 30_000),
-                ("grpc.keepalive_timeout_ms", 10_000),
-            ]
-            credentials = _credentials(self.settings)
-            if credentials is None:
-                self._channels[model] = grpc.aio.insecure_channel(self.target, options)
-            else:
-                self._channels[model] = grpc.aio.secure_channel(self.target, credentials, options)
+            self._channels[model] = self._connect()
         return self._channels[model]
 
+    def _connect(self) -> grpc.aio.Channel:
+        options = [
+            ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+            # Where the name has several addresses (a headless Service), calls go to all of them in turn.
+            ("grpc.lb_policy_name", "round_robin"),
+            # A server that comes back is found within a second, not within the default two minutes.
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+            # A host that vanished without a word is noticed.
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+        ]
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(self.target, options)
+        return grpc.aio.secure_channel(self.target, self._credentials, options)
 
-def _credentials(settings: TritonSettings) -> grpc.ChannelCredentials | None:
-    if settings.tls_ca is None:
-        return None
-    read = [path.read_bytes() if path else None for path in (settings.tls_ca, settings.tls_key, settings.tls_cert)]
-    return grpc.ssl_channel_credentials(*read)
+    @cached_property
+    def _credentials(self) -> grpc.ChannelCredentials | None:
+        """The same for every channel: the files are read once, and connections can be shared."""
+        if self.settings.tls_ca is None:
+            return None
+        files = (self.settings.tls_ca, self.settings.tls_key, self.settings.tls_cert)
+        return grpc.ssl_channel_credentials(*(path.read_bytes() if path else None for path in files))
 
 
 async def _has_several(target: str) -> bool:

@@ -180,7 +180,7 @@ def test_spans_of_triton_are_children_of_the_stage_that_asked(
     start_server, start_triton, triton_repository, collector, clips, wait_until
 ):
     """measured: Triton 2.51 overlooks the traceparent of some calls over gRPC, so several requests are traced."""
-    traces = [f"{3:x}{number:031x}" for number in range(12)]
+    traces = [f"3{number:031x}" for number in range(12)]
     opentelemetry = (
         "--trace-config=mode=opentelemetry",
         f"--trace-config=opentelemetry,url={collector.endpoint}/v1/traces",

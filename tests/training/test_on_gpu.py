@@ -1,4 +1,4 @@
-"""What only a CUDA device can show: a run on it learns as one on the CPU does, is stopped, goes on, and is exported."""
+"""What only a CUDA device can show: a run on it learns as one on the CPU does, is stopped and goes on."""
 
 from __future__ import annotations
 
